@@ -70,7 +70,9 @@ def read_json(path):
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; `dvc repro` makes it") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not whole ({error.msg}, line {error.lineno}); delete it and run `dvc repro`") from None
+        raise UserError(
+            f"{path}: not whole ({error.msg}, line {error.lineno}); delete it and run `dvc repro`"
+        ) from None
 
 
 def write_json(path, data):
