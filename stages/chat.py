@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.dataset import prompt_text
-from stages.finetune import load_base
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
+from stages.training import load_base
 
 
 @dataclass

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from stages.memory import MemorySampler
 from stages.proofs import prove
 from stages.stage import UserError, fingerprint, read_json, read_params, results, run, work_dir, write_metrics
+from stages.training import make_trainer, progress_callback
 
 METHODS = ("lora", "qlora")
 STARTED = time.monotonic()
@@ -47,6 +48,10 @@ class Finetune:
     warmup_steps: int
     optimizer: str
     gradient_checkpointing: bool
+    padding_free: bool
+    packing: int
+    liger: bool
+    compile: bool
     max_tokens: int
     eval_steps: int
     logging_steps: int
@@ -68,109 +73,6 @@ def with_arm(p, variant):
                 f"params.yaml: finetune.arms.{arm}.{key} is {value!r}, want {type(getattr(p, key)).__name__}"
             )
     return method, dataclasses.replace(p, **patch)
-
-
-def load_base(method):
-    """The base model in bf16 (LoRA), or in NF4 with double quantisation (QLoRA), and its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-
-    folder = results("base_model") / "model"
-    nf4 = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        bnb_4bit_use_double_quant=True,
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.bfloat16,
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
-        quantization_config=nf4 if method == "qlora" else None,
-    )
-    model.config.use_cache = False
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
-def sft_config(p, checkpoints):
-    """The trainer's arguments: the writeup's, with the values of params.yaml."""
-    import torch
-    from trl import SFTConfig
-
-    return SFTConfig(
-        output_dir=str(checkpoints),
-        num_train_epochs=p.epochs,
-        max_steps=p.max_steps or -1,
-        per_device_train_batch_size=p.micro_batch,
-        per_device_eval_batch_size=max(p.micro_batch, 8),
-        gradient_accumulation_steps=p.accumulation,
-        learning_rate=p.learning_rate,
-        lr_scheduler_type=p.schedule,
-        warmup_steps=p.warmup_steps,
-        optim=p.optimizer,
-        gradient_checkpointing=p.gradient_checkpointing,
-        max_length=p.max_tokens,
-        completion_only_loss=True,
-        logging_steps=p.logging_steps,
-        eval_strategy="steps",
-        eval_steps=p.eval_steps,
-        save_strategy="steps",
-        save_steps=p.eval_steps,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        report_to="none",
-        disable_tqdm=True,
-        seed=p.seed,
-    )
-
-
-def progress_callback(variant, steps_file, memory):
-    """Times every optimiser step, keeps one JSON line a step in steps_file, and says how far the run is."""
-    import torch
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        begun = tokens = None
-
-        def on_step_begin(self, args, state, control, **kwargs):
-            synchronize(torch)
-            self.begun = time.monotonic()
-
-        def on_step_end(self, args, state, control, **kwargs):
-            synchronize(torch)
-            seconds = time.monotonic() - self.begun
-            memory.mark("first_step" if state.global_step == 1 else "steady")
-            self.write({"step": state.global_step, "seconds": seconds})
-            left = (state.max_steps - state.global_step) * seconds
-            print(
-                f"finetune {variant}: step {state.global_step} of {state.max_steps}, {seconds:.1f} s, "
-                f"about {left / 60:.1f} min left",
-                flush=True,
-            )
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            names = {"loss": "loss", "eval_loss": "eval_loss", "learning_rate": "learning_rate", "num_tokens": "tokens"}
-            row = {new: logs[old] for old, new in names.items() if old in logs}
-            if row:
-                self.write({"step": state.global_step, **row})
-
-        def on_evaluate(self, args, state, control, **kwargs):
-            memory.mark("eval")
-
-        def write(self, row):
-            with steps_file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-
-    return Progress()
-
-
-def synchronize(torch):
-    """Wait for the GPU, so that a clock read now covers what was asked of it."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def last_whole_checkpoint(folder):
@@ -222,36 +124,6 @@ def summary(rows):
         "eval_loss_first": evals[0] if evals else None,
         "eval_loss_best": min(evals) if evals else None,
     }
-
-
-def make_trainer(p, lora, method, checkpoints, callback):
-    """The SFTTrainer of the writeup on this profile's model and rows."""
-    from datasets import load_dataset
-    from peft import LoraConfig
-    from transformers import PrinterCallback
-    from trl import SFTTrainer
-
-    data = results("dataset") / p.template
-    rows = load_dataset("json", data_files={part: str(data / f"{part}.jsonl") for part in ("train", "validation")})
-    model, tokenizer = load_base(method)
-    trainer = SFTTrainer(
-        model=model,
-        args=sft_config(p, checkpoints),
-        processing_class=tokenizer,
-        train_dataset=rows["train"],
-        eval_dataset=rows["validation"],
-        peft_config=LoraConfig(
-            task_type="CAUSAL_LM",
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            bias="none",
-        ),
-        callbacks=[callback],
-    )
-    trainer.remove_callback(PrinterCallback)  # it would print every log line again, as a dict
-    return trainer
 
 
 def main():
