@@ -21,10 +21,14 @@ def varlen_attention(
     query [1, heads, tokens, width], key and value [1, kv heads, tokens, width]; cu_seq_lens_q [rows + 1], int32: where
     each row begins, and the end; max_length_q: the longest row. Returns [1, tokens, heads, width] and no weights.
     """
+    import torch
+
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    # Under QLoRA the layers compute in fp32 between the matrices; the kernel takes bf16, as autocast would give it.
+    dtype = value.dtype if value.dtype != torch.float32 else torch.bfloat16
+    query, key, value = (part[0].transpose(0, 1).to(dtype) for part in (query, key, value))
     if query.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
 
@@ -76,3 +80,21 @@ class PackedCollator:
         batch["cu_seq_lens_q"] = starts.to(torch.int32)
         batch["max_length_q"] = -(-longest // self.ROUND_TO) * self.ROUND_TO
         return batch
+
+
+def make_padding_free(trainer):
+    """Let a trainer whose model attends with `varlen` train on packed micro-batches.
+
+    The bounds go to the decoder alone: the loss, which gets every other argument of the model, takes none it does not
+    know.
+    """
+    trainer.data_collator = PackedCollator(trainer.data_collator)
+    bounds, compute_loss = {}, trainer.compute_loss
+
+    def compute_loss_within_bounds(model, inputs, *args, **kwargs):
+        bounds.update({name: inputs.pop(name) for name in ("cu_seq_lens_q", "max_length_q")})
+        return compute_loss(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = compute_loss_within_bounds
+    decoder = trainer.model.get_base_model().model
+    decoder.register_forward_pre_hook(lambda module, args, kwargs: (args, {**kwargs, **bounds}), with_kwargs=True)

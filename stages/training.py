@@ -103,7 +103,7 @@ def make_trainer(p, lora, method, checkpoints, callback):
     )
     trainer.remove_callback(PrinterCallback)  # it would print every log line again, as a dict
     if p.padding_free:
-        trainer.data_collator = packing.PackedCollator(trainer.data_collator)
+        packing.make_padding_free(trainer)
     if p.compile:
         for layer in trainer.model.get_base_model().model.layers:  # one compilation serves them all
             layer.compile(dynamic=True)

@@ -1,0 +1,215 @@
+"""
+One page of everything: what ran, the verdicts, fine-tuning, memory, chat, serving and the whole ledger, out of result
+files alone. `python -m stages.report --readme` writes the headline table between README.md's two marks instead.
+
+in:   results/<profile>/claims/claims.json, the small files of every run it names, data/report/style.css
+out:  results/<profile>/report/index.html   one file: style and figures inside, no script, nothing to load
+      results/<profile>/report/report.md    the same content in the same order, with the figures as .svg beside it
+"""
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages import figures, sections
+from stages.claims import VERDICTS, show
+from stages.page import to_html, to_markdown
+from stages.runs import optional
+from stages.stage import UserError, read_json, read_params, results, run
+
+# What makes each part.
+COMMANDS = {
+    "Everything": "make reproduce",
+    "This page, from what is there": "make report",
+    "Predicted memory": "dvc repro vram",
+    "LoRA": "dvc repro finetune@lora",
+    "QLoRA": "dvc repro finetune@qlora",
+    "Chat": "dvc repro chat",
+    "Triton": "dvc repro bench@triton-base bench@triton-lora",
+    "vLLM": "dvc repro bench@vllm-base bench@vllm-lora",
+    "Both servers side by side": "dvc repro bench_vllm_vs_trtllm",
+    "One change, for example the rank": "dvc exp run -S lora.r=8",
+}
+HEADLINES = (
+    "memory-rule",
+    "lora-trainable",
+    "lora-memory-high",
+    "qlora-memory",
+    "qlora-memory-change",
+    "lora-wall",
+    "qlora-wall",
+    "qlora-time-change",
+    "stream-ttft",
+    "triton-throughput",
+    "triton-vllm-throughput",
+    "triton-beats-vllm",
+    "five-speed-up",
+    "lowrank-factored",
+    "vllm-24x",
+)
+MADE = ("base_model/metrics.json", "vram/vram.json", "finetune/*/metrics.json", "chat/chat.json", "bench/*/points.json")
+MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
+
+
+@dataclass
+class Report:
+    title: str
+
+
+def what_ran(ledger):
+    """The runs, and the environment of every result in them."""
+    yield ("heading", 2, "What ran")
+    rows, environments = [], []
+    for name, folder, facts in sections.folders(ledger):
+        made = {path: optional(path).get("made_by", {}) for part in MADE for path in sorted(folder.glob(part))}
+        commits = {
+            f"`{by['commit'][:10]}`" + (" with changes" if by.get("dirty") else "")
+            for by in made.values()
+            if "commit" in by
+        }
+        gpus = facts["gpu"] if isinstance(facts["gpu"], list) else [facts["gpu"]]
+        machine = f"{facts.get('cpu', '—')}, {facts.get('cores', '—')} cores, {facts.get('memory_gib', '—')} GiB"
+        model = f"{facts.get('model', '—')} ({facts.get('weights', '—')} weights)"
+        profile = optional(folder / "run.json").get("profile") or facts.get("profile", "—")
+        rows.append([name, profile, machine, ", ".join(gpus), model, ", ".join(sorted(commits)) or "—"])
+        for path, by in made.items():
+            versions = ", ".join(f"{package} {version}" for package, version in by.get("versions", {}).items())
+            lock = (by.get("lock_sha256") or "—")[:12]
+            where = str(path.relative_to(folder).parent)
+            environments.append([name, where, by.get("image", "—"), lock, by.get("python", "—"), versions or "—"])
+    if not rows:
+        yield ("text", "No run yet: what follows is the ledger alone. `make reproduce` runs the pipeline.")
+        return
+    yield ("table", ["run", "profile", "machine", "GPU", "model", "commit"], rows)
+    header = ["run", "result", "image", "lock (sha256)", "Python", "packages"]
+    yield ("fold", "The environment of every result", [("table", header, environments)])
+
+
+def verdicts(ledger):
+    """How many claims got which verdict, and the claims a reader asks for first."""
+    yield ("heading", 2, "Do the published numbers hold?")
+    ids = [writeup["id"] for writeup in ledger["writeups"]]
+    counts = {name: Counter(c["verdict"] for c in ledger["claims"] if c["writeup"] == name) for name in ids}
+    caption = "The verdicts on each writeup's claims in per cent; the figures in the bars count claims."
+    yield ("figure", "verdicts", figures.verdicts("verdicts", counts, VERDICTS), caption)
+    rows = [[v, str(ledger["counts"][v]), *(str(of[v]) for of in counts.values())] for v in VERDICTS]
+    yield ("table", ["verdict", "all", *ids], rows)
+    yield (
+        "text",
+        "A figure is compared only with a run that meets its conditions: hardware, model, lengths, engine. The verdict "
+        "is the best over all runs. Reproduced includes arithmetic that was computed again and memory that was "
+        "predicted from a model's shape; the reason says so.",
+    )
+    rows = [[c["says"], c["published"], measured(c), c["verdict"]] for c in ledger["claims"] if c["id"] in HEADLINES]
+    yield ("table", ["claim", "published", "measured", "verdict"], rows)
+
+
+def whole_ledger(ledger):
+    """Every claim of every writeup: what it says, what was published, what was measured, the verdict and why."""
+    yield ("heading", 2, "The ledger")
+    for writeup in ledger["writeups"]:
+        yield ("heading", 3, writeup["title"])
+        address = writeup["url"] or "The text that we worked from names no address."
+        yield ("text", f"{writeup['publisher']}; in {writeup['language']}. {address}\n{writeup['covers']}")
+        settings = [[what, str(setting)] for what, setting in writeup["settings"].items()]
+        yield ("fold", "Its settings", [("table", ["what", "setting"], settings)])
+        mine = [claim for claim in ledger["claims"] if claim["writeup"] == writeup["id"]]
+        for section in dict.fromkeys(claim["section"] for claim in mine):
+            part = [claim for claim in mine if claim["section"] == section]
+            counts = Counter(claim["verdict"] for claim in part)
+            summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+            rows = [[f"{c['says']}\n`{c['id']}`", c["verdict"], c["published"], measured(c), why(c)] for c in part]
+            header = ["claim", "verdict", "published", "measured", "why"]
+            yield ("fold", f"{section}: {summary}", [("table", header, rows)])
+
+
+def measured(claim):
+    """The measured value and the run that it is from."""
+    return show(claim["measured"]) + (f" ({claim['run']})" if claim["measured"] is not None else "")
+
+
+def why(claim):
+    """The reason, the conditions, the note, and what the other runs gave."""
+    lines = [claim["reason"], f"Conditions: {claim['conditions']}.", *([claim["note"]] if claim["note"] else [])]
+    others = [one for one in claim["outcomes"] if one["run"] != claim["run"] and one["measured"] is not None]
+    return "\n".join([*lines, *(f"{one['run']}: {one['verdict']}, {show(one['measured'])}" for one in others)])
+
+
+def how_to(ledger):
+    """The command of each part, and the published runs."""
+    yield ("heading", 2, "Reproduce it")
+    yield ("table", ["part", "command"], [[part, f"`{command}`"] for part, command in COMMANDS.items()])
+    yield ("heading", 2, "Reference runs")
+    rows = []
+    for name, folder, _ in sections.folders(ledger):
+        if about := optional(folder / "run.json"):
+            known = ("name", "profile", "published")
+            rest = [f"{key}: {value}" for key, value in about.items() if isinstance(value, str) and key not in known]
+            rows.append(
+                [name, about.get("profile", "—"), about.get("published", "—"), "\n".join(rest) or "—", f"`{folder}`"]
+            )
+    if rows:
+        yield ("table", ["run", "profile", "published", "about", "files"], rows)
+    else:
+        yield ("text", "None yet. `make publish NAME=...` publishes a run.")
+
+
+def readme_table(ledger):
+    """The headline claims by the reference runs and by arithmetic alone: the same in every checkout."""
+    lines = ["| claim | published | measured | verdict |", "|---|---:|---:|---|"]
+    for claim in (claim for claim in ledger["claims"] if claim["id"] in HEADLINES):
+        public = [one for one in claim["outcomes"] if one["run"] and not one["run"].startswith("this checkout")]
+        nothing = {"run": None, "verdict": "not measured", "measured": None}
+        best = min(public, key=lambda one: VERDICTS.index(one["verdict"]), default=nothing)
+        verdict = claim["verdict"] if claim["contradiction"] else best["verdict"]
+        lines.append(f"| {claim['says']} | {claim['published']} | {measured(best)} | {verdict} |")
+    return "\n".join(lines)
+
+
+def write_readme(ledger, path):
+    """Replace what stands between the two marks of README.md; UserError when they are not there."""
+    text = path.read_text() if path.exists() else ""
+    if any(text.count(mark) != 1 for mark in MARKS) or text.index(MARKS[0]) > text.index(MARKS[1]):
+        raise UserError(f"{path}: want the lines {MARKS[0]} and {MARKS[1]}, once each and in this order")
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    path.write_text(f"{before}{MARKS[0]}\n{readme_table(ledger)}\n{MARKS[1]}{after}")
+
+
+def blocks_of(ledger):
+    """The whole report as blocks."""
+    claims = {claim["id"]: claim for claim in ledger["claims"]}
+    return [
+        *what_ran(ledger),
+        *verdicts(ledger),
+        *sections.finetuning(ledger, claims),
+        *sections.predicted_memory(ledger),
+        *sections.chat(ledger),
+        *sections.serving(ledger, claims),
+        *whole_ledger(ledger),
+        *how_to(ledger),
+    ]
+
+
+def write_report(title, ledger, out):
+    """index.html, report.md and the figures that the latter links to."""
+    blocks = blocks_of(ledger)
+    out.mkdir(parents=True, exist_ok=True)
+    for _, name, svg, _ in (block for block in blocks if block[0] == "figure"):
+        (out / f"{name}.svg").write_text(svg.replace("<svg", '<svg style="background:#fff;color:#1b1f24"', 1))
+    (out / "report.md").write_text(to_markdown(title, blocks))
+    (out / "index.html").write_text(to_html(title, Path("data/report/style.css").read_text(), blocks, VERDICTS))
+
+
+def main():
+    p = read_params(Report)
+    ledger = read_json(results("claims") / "claims.json")
+    if "--readme" in sys.argv[1:]:
+        write_readme(ledger, Path("README.md"))
+        return
+    write_report(p.title, ledger, results("report"))
+    print(f"report: {results('report') / 'index.html'}")
+
+
+if __name__ == "__main__":
+    run(main)

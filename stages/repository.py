@@ -1,0 +1,142 @@
+"""
+One Triton model repository, in the layout of NVIDIA's inflight_batcher_llm: ensemble, preprocessing, postprocessing,
+tensorrt_llm, tensorrt_llm_bls. What sits in the tensorrt_llm slot is the engine of params.yaml.
+
+in:   results/<profile>/base_model/model, and for MODEL=lora results/<profile>/finetune/<method>/adapter
+out:  results/<profile>/repository/MODEL/models/           for `tritonserver --model-repository`
+      results/<profile>/repository/MODEL/adapters/<id>/    the adapter that answers lora_task_id <id>
+      results/<profile>/repository/MODEL/repository.json   engine (and whether it is a stand-in), adapters by task id
+"""
+
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from stages.stage import UserError, read_json, read_params, results, run, write_metrics
+
+TEMPLATES = Path("containers/triton/model_repository")
+LOCK = Path("containers/triton/requirements.txt")
+MODELS = ("base", "lora")
+# From 1: NVIDIA's client drops a task id of 0, and the stand-in reads 0 as the base model.
+TASKS = {1: "lora", 2: "qlora"}
+# Longer sequences than the base model was made for are refused; so are longer ones than this, for the sake of memory.
+MAX_SEQUENCE_TOKENS = 2048
+
+
+@dataclass
+class Repository:
+    engine: str
+    max_batch_size: int
+    instances: int
+    streaming: bool
+
+    def __post_init__(self):
+        if self.engine not in ENGINES:
+            raise UserError(f"params.yaml: repository.engine is {self.engine!r}; use one of {', '.join(ENGINES)}")
+        for name in ("max_batch_size", "instances"):
+            if getattr(self, name) < 1:
+                raise UserError(f"params.yaml: repository.{name} is {getattr(self, name)}; use 1 or more")
+
+
+def adapters(model):
+    """Task id -> the results folder of the adapter that answers it; UserError where there is none for MODEL=lora."""
+    if model == "base":
+        return {}
+    made = {task: results("finetune") / method / "adapter" for task, method in TASKS.items()}
+    there = {task: folder for task, folder in made.items() if (folder / "adapter_config.json").exists()}
+    if not there:
+        raise UserError(f"{results('finetune')}: no adapter there; `dvc repro finetune` makes them")
+    return there
+
+
+def render(text, values, where):
+    """A template with every ${name} filled in; a name without a value is our mistake, and ends here."""
+    try:
+        return Template(text).substitute(values)
+    except KeyError as error:
+        raise UserError(f"{where}: no value for ${{{error.args[0]}}}") from None
+
+
+def locked(package):
+    """The version of a package in the Triton environment."""
+    found = re.search(rf"^{re.escape(package)}==(\S+)", LOCK.read_text(), re.MULTILINE)
+    if not found:
+        raise UserError(f"{LOCK}: {package} is not in it; see containers/triton/requirements.in")
+    return found[1]
+
+
+def write_transformers(p, out, model):
+    """The templates of containers/triton, filled in, around Transformers' continuous batching."""
+    if not p.streaming:
+        raise UserError(
+            "params.yaml: repository.streaming is false; the transformers engine batches only in decoupled mode: "
+            "use true (a request without `stream` still gets one answer)"
+        )
+    base = results("base_model") / "model"
+    tasks = adapters(model)
+    for task, folder in tasks.items():
+        shutil.copytree(folder, out / "adapters" / str(task))
+
+    config = read_json(base / "config.json")
+    in_models = out / "models" / "any"  # Triton hands a model its own folder: paths are relative to that
+    values = {
+        "max_batch_size": p.max_batch_size,
+        "instances": p.instances,
+        "model_dir": os.path.relpath(base, in_models),
+        "lora_prefetch_dir": os.path.relpath(out / "adapters", in_models) if tasks else "",
+        "max_sequence_tokens": min(config["max_position_embeddings"], MAX_SEQUENCE_TOKENS),
+    }
+    shutil.copytree(TEMPLATES, out / "models", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in sorted((out / "models").glob("*/config.pbtxt")):
+        path.write_text(render(path.read_text(), values, TEMPLATES / path.relative_to(out / "models")))
+
+    return {
+        "engine": f"Transformers {locked('transformers')} continuous batching",
+        "engine_is_stand_in": True,
+        "stands_in_for": "TensorRT-LLM",
+        "adapters": {str(task): str(folder) for task, folder in tasks.items()},
+        "not_built": None,
+    }
+
+
+def write_tensorrtllm(p, out, model):
+    raise UserError(
+        "params.yaml: repository.engine is 'tensorrtllm'; its engine is built in the TensorRT-LLM container, "
+        "and that stage does not exist yet: use transformers, or none"
+    )
+
+
+def write_nothing(p, out, model):
+    """Without a Triton engine the benchmark stands as not measured, with this reason."""
+    return {
+        "engine": None,
+        "engine_is_stand_in": False,
+        "stands_in_for": None,
+        "adapters": {},
+        "not_built": "params.yaml: repository.engine is none",
+    }
+
+
+ENGINES = {"transformers": write_transformers, "tensorrtllm": write_tensorrtllm, "none": write_nothing}
+
+
+def main():
+    if len(sys.argv) != 2 or sys.argv[1] not in MODELS:
+        raise UserError(f"usage: python -m stages.repository MODEL, with MODEL one of {', '.join(MODELS)}")
+    model = sys.argv[1]
+    p = read_params(Repository)
+
+    out = results("repository") / model
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    facts = ENGINES[p.engine](p, out, model)
+    write_metrics(out / "repository.json", {"model": model, "max_batch_size": p.max_batch_size, **facts})
+    print(f"{out}: {facts['engine'] or 'nothing built'}, adapters {', '.join(facts['adapters']) or 'none'}")
+
+
+if __name__ == "__main__":
+    run(main)
