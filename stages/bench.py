@@ -1,45 +1,40 @@
 """
 Sweep the concurrency against one server with genai-perf: python -m stages.bench RUN SERVER_IMAGE CLIENT_IMAGE
 
-in:   results/<profile>/base_model, results/<profile>/machine/machine.json and what RUN serves: repository/base,
+in:   results/<profile>/base_model, results/<profile>/machine/machine.json, and what RUN serves: repository/base,
       repository/lora, or the adapters in finetune
 out:  results/<profile>/bench/RUN/points.json, points.csv   one entry a concurrency, and what made it
       results/<profile>/bench/RUN/raw/<concurrency>/        genai-perf's own files, untouched
-      results/<profile>/bench/RUN/prompts.jsonl, server.log
+      results/<profile>/bench/RUN/prompts.jsonl, *.log
 
-A finished point waits in .work/<profile>/bench/RUN/<fingerprint>/ until the sweep is whole, for DVC deletes a stage's
+A finished point waits in .work/<profile>/bench-RUN-<fingerprint>/ until the sweep is whole, for DVC deletes a stage's
 outs before it runs: a sweep that was stopped goes on at the first point that is missing.
 """
 
 import csv
 import hashlib
-import json
 import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stages.server import answer, counters, run_client, serving
-from stages.stage import UserError, flags, read_json, read_params, results, run, write_json, write_metrics
-
-# Most a mean output length may be off before a point counts as another workload than the one asked for.
-LENGTH_TOLERANCE = 0.02
-STATISTICS = ("avg", "p50", "p90", "p95", "p99")
-# Our name -> genai-perf's key, the unit it must come in, and the statistics we report.
-METRICS = {
-    "requests": ("request_count", "count", ("avg",)),
-    "input_tokens": ("input_sequence_length", "tokens", ("avg",)),
-    "output_tokens": ("output_sequence_length", "tokens", ("avg",)),
-    "output_tokens_per_second": ("output_token_throughput", "tokens/sec", ("avg",)),
-    "requests_per_second": ("request_throughput", "requests/sec", ("avg",)),
-    "per_user_tokens_per_second": ("output_token_throughput_per_user", "tokens/sec/user", ("avg",)),
-    "ttft_ms": ("time_to_first_token", "ms", STATISTICS),
-    "itl_ms": ("inter_token_latency", "ms", STATISTICS),
-    "request_latency_ms": ("request_latency", "ms", STATISTICS),
-}
+from stages.points import judged, per_request, read_point, told
+from stages.servers import SERVERS, read_counters
+from stages.serving import run_client, serving
+from stages.stage import (
+    UserError,
+    fingerprint,
+    flags,
+    read_json,
+    read_params,
+    results,
+    run,
+    work_dir,
+    write_json,
+    write_metrics,
+)
 
 
 @dataclass
@@ -64,6 +59,8 @@ class Bench:
         for name in ("input_tokens", "output_tokens", "requests_per_stream", "min_requests"):
             if getattr(self, name) < 1:
                 raise UserError(f"params.yaml: bench.{name} is {getattr(self, name)}; use 1 or more")
+        if words := [word for word in self.server_options if type(word) is not str]:
+            raise UserError(f"params.yaml: bench.server_options has {words[0]!r}; write it as text, in quotes")
 
     def requests(self, concurrency):
         return max(self.min_requests, concurrency * self.requests_per_stream)
@@ -72,116 +69,10 @@ class Bench:
         return concurrency * self.warmup_requests
 
 
-@dataclass
-class Triton:
-    """A model repository behind tritonserver, driven over gRPC with the tensors of NVIDIA's inflight_batcher_llm."""
-
-    model: str
-    url = "http://127.0.0.1:8000"
-    ready = url + "/v2/health/ready"
-    ports = (8000, 8001, 8002)
-    metrics = "http://127.0.0.1:8002/metrics"
-    counts = {
-        "output_tokens": "nv_llm_output_token_len_sum",
-        "input_tokens": "nv_llm_input_token_len_sum",
-        "requests": "nv_llm_output_token_len_count",
-    }
-
-    def served(self):
-        return [results("repository") / self.model]
-
-    def not_built(self):
-        return read_json(results("repository") / self.model / "repository.json")["not_built"]
-
-    def command(self, p):
-        local = {f"{protocol}-address": "127.0.0.1" for protocol in ("http", "grpc", "metrics")}
-        ports = dict(zip(("http-port", "grpc-port", "metrics-port"), self.ports, strict=True))
-        models = results("repository") / self.model / "models"
-        return ["tritonserver", *flags({"model-repository": models, **local, **ports, "exit-timeout-secs": 10})]
-
-    def client(self, p):
-        adapter = ["lora_task_id:1"] if self.model == "lora" else []
-        return {
-            "model": "ensemble",
-            "url": "127.0.0.1:8001",
-            "endpoint-type": "kserve",
-            "backend": "tensorrtllm",
-            "extra-inputs": [f"min_tokens:{p.output_tokens}", *adapter],
-        }
-
-    def engine(self):
-        """(name with version, is it a stand-in) of what answers."""
-        built = read_json(results("repository") / self.model / "repository.json")
-        note = f" (stand-in for {built['stands_in_for']})" if built["engine_is_stand_in"] else ""
-        version = answer(self.url + "/v2")["version"]
-        return f"{built['engine']} behind Triton {version}{note}", built["engine_is_stand_in"]
-
-
-@dataclass
-class Vllm:
-    """vLLM's OpenAI-compatible server, its adapters served beside the base model under their own names."""
-
-    model: str
-    url = "http://127.0.0.1:8000"
-    ready = url + "/health"
-    ports = (8000,)
-    metrics = url + "/metrics"
-    counts = {
-        "output_tokens": "vllm:generation_tokens_total",
-        "input_tokens": "vllm:prompt_tokens_total",
-        "requests": "vllm:request_success_total",
-    }
-
-    def adapters(self):
-        if self.model == "base":
-            return {}
-        made = {path.parent.parent.name: path.parent for path in results("finetune").glob("*/adapter/*_config.json")}
-        if "lora" not in made:
-            raise UserError(f"{results('finetune')}/lora/adapter is missing; `dvc repro finetune` makes it")
-        return dict(sorted(made.items()))
-
-    def served(self):
-        return list(self.adapters().values())
-
-    def not_built(self):
-        return None
-
-    def command(self, p):
-        options = {
-            "model": results("base_model") / "model",
-            "served-model-name": "base",
-            "host": "127.0.0.1",
-            "port": self.ports[0],
-            "no-enable-prefix-caching": True,
-            "seed": p.seed,
-        }
-        words = ["python3", "-m", "vllm.entrypoints.openai.api_server", *flags(options)]
-        if adapters := self.adapters():
-            rank = max(read_json(folder / "adapter_config.json")["r"] for folder in adapters.values())
-            allowed = max(8, 1 << (rank - 1).bit_length())  # vLLM takes powers of two from 8
-            words += ["--enable-lora", *flags({"max-lora-rank": allowed, "max-loras": len(adapters)})]
-            words += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
-        return words + p.server_options
-
-    def client(self, p):
-        return {
-            "model": self.model,
-            "url": self.url,
-            "endpoint-type": "completions",
-            "extra-inputs": ["ignore_eos:true", f"min_tokens:{p.output_tokens}", "temperature:0"],
-        }
-
-    def engine(self):
-        return f"vLLM {answer(self.url + '/version')['version']}", False
-
-
-SERVERS = {"triton": Triton, "vllm": Vllm}
-
-
 def client_command(p, server, concurrency, work):
     """genai-perf for one point: streaming, the same prompts for every server, the output length pinned."""
     options = {
-        **server.client(p),
+        **server.client(p.output_tokens),
         "streaming": True,
         "tokenizer": results("base_model") / "model",
         "concurrency": concurrency,
@@ -196,34 +87,150 @@ def client_command(p, server, concurrency, work):
     return ["genai-perf", "profile", *flags(options)]
 
 
-def read_point(folder):
-    """What we report of one point, from genai-perf's JSON under `folder`; None where it has no such number."""
-    found = sorted(folder.rglob("*_genai_perf.json"))
-    if len(found) != 1:
-        raise UserError(f"{folder}: {len(found)} files *_genai_perf.json, want 1; genai-perf did not finish this point")
+def prompts_command(p, work):
+    """As many prompts as the largest point sends, warm-up and all, so that none is sent twice."""
+    count = max(p.requests(one) + p.warmup(one) for one in p.concurrency)
+    tokenizer = results("base_model") / "model"
+    words = [tokenizer, p.input_tokens, count, p.seed, work / "prompts.jsonl"]
+    return ["python3", "containers/client/prompts.py", *(str(word) for word in words)]
+
+
+def lock_sha256(image):
+    """The hash of the lock file behind a venv: image; None for an image that names itself by digest, or host:."""
+    lock = Path("containers") / image.removeprefix("venv:") / "requirements.txt"
+    return hashlib.sha256(lock.read_bytes()).hexdigest() if image.startswith("venv:") else None
+
+
+def key(p, server, images):
+    """What a finished point depends on: with another key it is measured again."""
+    unrelated = ("servers", "concurrency", "ready_seconds", "point_seconds")
+    params = {name: value for name, value in asdict(p).items() if name not in unrelated}
+    files = [results("machine") / "machine.json", Path(__file__)]
+    for folder in (results("base_model") / "model", *server.served):
+        files += [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    settings = [params, [str(path) for path in files], [(image, lock_sha256(image)) for image in images]]
+    return fingerprint(settings, files)
+
+
+def measure(p, server, client_image, process, concurrency, work):
+    """One point: genai-perf, its numbers, the server's own count; written to points/ when it is whole."""
+    raw = work / "raw" / str(concurrency)
+    shutil.rmtree(raw, ignore_errors=True)
+    raw.mkdir(parents=True)
+    before = read_counters(server)
+    command = ["containers/run", client_image, *client_command(p, server, concurrency, work)]
+    run_client(command, work / f"client-{concurrency}.log", process, p.point_seconds)
+    counted = {"server_output_tokens": per_request(before, read_counters(server))}
+    point = judged({"concurrency": concurrency, **read_point(raw), **counted}, p.requests(concurrency), p.output_tokens)
+    write_json(work / "points" / f"{concurrency}.json", point)
+    return point
+
+
+def finished(work):
+    """The valid points that are there, by concurrency; an invalid one is measured again when the stage runs again."""
+    points = [read_json(path) for path in (work / "points").glob("*.json")]
+    return {point["concurrency"]: point for point in points if point["valid"]}
+
+
+def sweep(p, name, server, images, work):
+    """Measure the points that are not there yet, one server start for all of them."""
+    server_image, client_image = images
+    missing = [one for one in p.concurrency if one not in finished(work)]
+    if not missing:
+        return
+    if len(missing) < len(p.concurrency):
+        print(f"{name}: going on with the {len(p.concurrency) - len(missing)} points of an earlier run, in {work}")
+    past = work.parent / f"bench-{name}.seconds.json"
+    print(f"{name}: starting {server_image}; {duration(p, missing, past)}", flush=True)
+
+    prompts = ["containers/run", client_image, *prompts_command(p, work)]
+    command = ["containers/run", server_image, *server.command(p.server_options)]
+    seconds = {}
+    with serving(server, command, work / "server.log", p.ready_seconds) as (process, ready):
+        run_client(prompts, work / "prompts.log", process, p.point_seconds)
+        engine, is_stand_in = server.engine()
+        facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "server_ready_seconds": round(ready, 1)}
+        write_json(work / "server.json", facts | {"server_command": command})
+        print(f"{name}: {engine} is ready after {ready:.0f} s", flush=True)
+        for done, concurrency in enumerate(missing, start=1):
+            begun = time.monotonic()
+            point = measure(p, server, client_image, process, concurrency, work)
+            seconds[str(concurrency)] = time.monotonic() - begun
+            left = sum(seconds.values()) / done * (len(missing) - done)
+            print(f"{name}: {told(point)}; {seconds[str(concurrency)]:.0f} s, about {left:.0f} s left", flush=True)
+    write_json(past, {"ready": ready, "points": seconds})
+
+
+def duration(p, missing, past):
+    """How long the sweep will take, judged by the last one here."""
+    most = (p.ready_seconds + len(missing) * p.point_seconds) / 60
+    if not past.exists():
+        return f"no earlier run to judge the time by; {most:.0f} min at the very most"
+    last = read_json(past)
+    each = max(last["points"].values())
+    return f"about {last['ready'] + sum(last['points'].get(str(one), each) for one in missing):.0f} s, by the last run"
+
+
+def publish(out, work, facts, points):
+    """The stage's outs, written in one go."""
+    shutil.rmtree(out, ignore_errors=True)
+    if work:
+        shutil.copytree(work, out, ignore=shutil.ignore_patterns("points", "server.json"))
+    write_metrics(out / "points.json", {**facts, "points": points})
+    with (out / "points.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(points[0]) if points else ["concurrency"])
+        writer.writeheader()
+        lists = ("invalid_reasons", "notes")
+        writer.writerows({**point, **{name: "; ".join(point[name]) for name in lists}} for point in points)
+
+
+def what_was_asked(p, server, model, images):
+    """The part of points.json that is known before anything runs."""
+    base = read_json(results("base_model") / "metrics.json")
+    return {
+        "server": server,
+        "model": model,
+        "server_image": images[0],
+        "server_lock_sha256": lock_sha256(images[0]),
+        "client_image": images[1],
+        "client_lock_sha256": lock_sha256(images[1]),
+        "base_model": {name: base[name] for name in ("name", "weights", "parameters")},
+        "input_tokens_asked": p.input_tokens,
+        "output_tokens_asked": p.output_tokens,
+    }
+
+
+def main():
+    kinds = [f"{server}-{model}" for server in SERVERS for model in ("base", "lora")]
+    if len(sys.argv) != 4 or sys.argv[1] not in kinds:
+        raise UserError(f"usage: python -m stages.bench RUN SERVER_IMAGE CLIENT_IMAGE, with RUN one of {kinds}")
+    name, *images = sys.argv[1:]
+    p = read_params(Bench)
+    kind, model = name.split("-")
+    server = SERVERS[kind](model)
+    # DVC and Slurm end a stage with SIGTERM: leave through every `finally`, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    facts = what_was_asked(p, kind, model, images)
+    out = results("bench") / name
+    reason = f"params.yaml: bench.servers has no {kind}" if kind not in p.servers else server.not_built()
+    if reason:
+        nothing = {"engine": None, "engine_is_stand_in": False, "server_ready_seconds": None, "server_command": None}
+        publish(out, None, {**facts, **nothing, "not_measured": reason}, [])
+        print(f"{name}: not measured ({reason})")
+        return
+
+    work = work_dir(f"bench-{name}", key(p, server, images))
     try:
-        profile = json.loads(found[0].read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{found[0]}: not whole ({error.msg}, line {error.lineno}); run the stage again") from None
-
-    point = {}
-    for name, (key, unit, statistics) in METRICS.items():
-        measured = profile.get(key, {})
-        if measured and measured["unit"] != unit:
-            raise UserError(f"{found[0]}: {key} is in {measured['unit']!r}, want {unit!r}; is it another genai-perf?")
-        for one in statistics:
-            point[name if statistics == ("avg",) else f"{name}_{one}"] = measured.get(one)
-    if point["requests"] is None:
-        raise UserError(f"{found[0]}: request_count is missing; is it another genai-perf?")
-    return {**point, "requests": int(point["requests"])}
+        sweep(p, name, server, images, work)
+    except (UserError, KeyboardInterrupt, SystemExit):
+        kept = f"{len(finished(work))} of {len(p.concurrency)} points are finished and kept in {work}"
+        print(f"{name}: {kept}; run the same again to go on", file=sys.stderr)
+        raise
+    points = [read_json(work / "points" / f"{one}.json") for one in p.concurrency]
+    publish(out, work, {**facts, **read_json(work / "server.json"), "not_measured": None}, points)
+    shutil.rmtree(work)
 
 
-def judged(point, asked_requests, asked_tokens):
-    """The point with failed_requests, and whether it measured the work that was asked for."""
-    failed = max(0, asked_requests - point["requests"])
-    reasons = [f"{failed} of {asked_requests} requests failed"] if failed else []
-    # genai-perf counts by tokenising the text again, and computes its throughput from that: both counts must fit.
-    for who, key in (("genai-perf counted", "output_tokens"), ("the server made", "server_output_tokens")):
-        if point[key] is not None and abs(point[key] / asked_tokens - 1) > LENGTH_TOLERANCE:
-            reasons.append(f"{who} {point[key]:.2f} output tokens a request, {asked_tokens} were asked for")
-    return {**point, "failed_requests": failed, "valid": not reasons, "invalid_reasons": reasons}
+if __name__ == "__main__":
+    run(main)

@@ -5,6 +5,7 @@ page's own colour, ids that stay apart when several figures stand on one page.
 
 import io
 import re
+import textwrap
 
 ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
     "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999",
@@ -94,7 +95,8 @@ def serving(name, servers):
         axes.set_xticks(levels, [str(level) for level in levels])
         axes.minorticks_off()
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=1)
+    wrapped = [textwrap.fill(label, 60) for label in labels]
+    figure.legend(handles, wrapped, loc="outside lower center", ncols=1)
     return svg(figure, name)
 
 

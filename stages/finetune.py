@@ -52,6 +52,7 @@ class Finetune:
     packing: int
     liger: bool
     compile: bool
+    workers: int
     max_tokens: int
     eval_steps: int
     logging_steps: int

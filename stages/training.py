@@ -64,6 +64,8 @@ def sft_config(p, checkpoints):
         save_strategy="steps",
         save_steps=p.eval_steps,
         save_total_limit=2,
+        dataloader_num_workers=p.workers,
+        dataloader_persistent_workers=p.workers > 0,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         bf16=True,
@@ -112,27 +114,28 @@ def make_trainer(p, lora, method, checkpoints, callback):
 
 def progress_callback(variant, steps_file, memory):
     """Times every optimiser step, keeps one JSON line a step in steps_file, and says how far the run is."""
-    import torch
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
-        begun = tokens = None
+        """No synchronisation of its own: it would stall a fast step. The trainer waits for the GPU once a step anyway
+        (it counts the tokens there), so the time from one step's end to the next's is a step's."""
 
-        def on_step_begin(self, args, state, control, **kwargs):
-            synchronize(torch)
-            self.begun = time.monotonic()
+        last = None
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.last = time.monotonic()
 
         def on_step_end(self, args, state, control, **kwargs):
-            synchronize(torch)
-            seconds = time.monotonic() - self.begun
+            seconds = time.monotonic() - self.last
             memory.mark("first_step" if state.global_step == 1 else "steady")
             self.write({"step": state.global_step, "seconds": seconds})
             left = (state.max_steps - state.global_step) * seconds
             print(
-                f"finetune {variant}: step {state.global_step} of {state.max_steps}, {seconds:.1f} s, "
+                f"finetune {variant}: step {state.global_step} of {state.max_steps}, {seconds:.2f} s, "
                 f"about {left / 60:.1f} min left",
                 flush=True,
             )
+            self.last = time.monotonic()
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             names = {"loss": "loss", "eval_loss": "eval_loss", "learning_rate": "learning_rate", "num_tokens": "tokens"}
@@ -143,14 +146,11 @@ def progress_callback(variant, steps_file, memory):
         def on_evaluate(self, args, state, control, **kwargs):
             memory.mark("eval")
 
+        def on_save(self, args, state, control, **kwargs):
+            self.last = time.monotonic()  # validation and saving, which end here, are no part of the next step
+
         def write(self, row):
             with steps_file.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     return Progress()
-
-
-def synchronize(torch):
-    """Wait for the GPU, so that a clock read now covers what was asked of it."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

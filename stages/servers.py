@@ -1,0 +1,133 @@
+"""
+The servers under test: how each is started, how genai-perf drives it, and what it says about itself.
+"""
+
+import json
+import urllib.request
+from dataclasses import dataclass
+
+from stages.stage import UserError, flags, read_json, results
+
+URL = "http://127.0.0.1:8000"
+
+
+@dataclass
+class Triton:
+    """A model repository behind tritonserver, driven over gRPC with the tensors of NVIDIA's inflight_batcher_llm."""
+
+    model: str
+    ready = URL + "/v2/health/ready"
+    ports = (8000, 8001, 8002)
+    metrics = "http://127.0.0.1:8002/metrics"
+    counters = {"output_tokens": "nv_llm_output_token_len_sum", "requests": "nv_llm_output_token_len_count"}
+
+    @property
+    def served(self):
+        """The results folders that this server answers from, besides the base model."""
+        return [results("repository") / self.model]
+
+    @property
+    def built(self):
+        return read_json(results("repository") / self.model / "repository.json")
+
+    def not_built(self):
+        """Why there is nothing to serve, or None."""
+        return self.built["not_built"]
+
+    def command(self, options):
+        local = {f"{protocol}-address": "127.0.0.1" for protocol in ("http", "grpc", "metrics")}
+        ports = dict(zip(("http-port", "grpc-port", "metrics-port"), self.ports, strict=True))
+        models = results("repository") / self.model / "models"
+        return ["tritonserver", *flags({"model-repository": models, **local, **ports, "exit-timeout-secs": 10})]
+
+    def client(self, output_tokens):
+        """genai-perf's options for this server; every request makes exactly `output_tokens` tokens, greedily."""
+        adapter = ["lora_task_id:1"] if self.model == "lora" else []
+        return {
+            "model": "ensemble",
+            "url": "127.0.0.1:8001",
+            "endpoint-type": "kserve",
+            "backend": "tensorrtllm",
+            "extra-inputs": [f"min_tokens:{output_tokens}", *adapter],
+        }
+
+    def engine(self):
+        """(name with version, is it a stand-in) of what answers; asks the running server."""
+        built = self.built
+        note = f" (stand-in for {built['stands_in_for']})" if built["engine_is_stand_in"] else ""
+        return f"{built['engine']} behind Triton {answer('/v2')['version']}{note}", built["engine_is_stand_in"]
+
+
+@dataclass
+class Vllm:
+    """vLLM's OpenAI-compatible server; the adapters are served beside the base model under their own names."""
+
+    model: str
+    ready = URL + "/health"
+    ports = (8000,)
+    metrics = URL + "/metrics"
+    counters = {"output_tokens": "vllm:generation_tokens_total", "requests": "vllm:request_success_total"}
+
+    @property
+    def served(self):
+        return list(self.adapters().values())
+
+    def adapters(self):
+        """Name -> folder of the adapters there are; UserError where RUN needs one and there is none."""
+        if self.model == "base":
+            return {}
+        found = results("finetune").glob("*/adapter/adapter_config.json")
+        made = {path.parent.parent.name: path.parent for path in found}
+        if self.model not in made:
+            raise UserError(f"{results('finetune') / self.model / 'adapter'}: no adapter there; `dvc repro` makes it")
+        return dict(sorted(made.items()))
+
+    def not_built(self):
+        return None
+
+    def command(self, options):
+        words = {"model": results("base_model") / "model", "served-model-name": "base", "host": "127.0.0.1",
+                 "port": self.ports[0], "no-enable-prefix-caching": True}  # fmt: skip
+        lora = []
+        if adapters := self.adapters():
+            rank = max(read_json(folder / "adapter_config.json")["r"] for folder in adapters.values())
+            power = max(8, 1 << (rank - 1).bit_length())  # vLLM takes powers of two, from 8
+            lora = ["--enable-lora", *flags({"max-lora-rank": power, "max-loras": len(adapters)})]
+            lora += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
+        return ["python3", "-m", "vllm.entrypoints.openai.api_server", *flags(words), *lora, *options]
+
+    def client(self, output_tokens):
+        return {
+            "model": self.model,
+            "url": URL,
+            "endpoint-type": "completions",
+            "extra-inputs": ["ignore_eos:true", f"min_tokens:{output_tokens}", "temperature:0"],
+        }
+
+    def engine(self):
+        return f"vLLM {answer('/version')['version']}", False
+
+
+SERVERS = {"triton": Triton, "vllm": Vllm}
+
+
+def answer(path):
+    """The JSON that the running server answers a GET with."""
+    with urllib.request.urlopen(URL + path, timeout=10) as response:
+        return json.load(response)
+
+
+def read_counters(server):
+    """The server's own counts since it started, summed over their labels; an empty dict where it has none of them."""
+    try:
+        with urllib.request.urlopen(server.metrics, timeout=10) as response:
+            lines = response.read().decode().splitlines()
+    except OSError:
+        return {}
+    samples = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
+    counts = {}
+    for name, metric in server.counters.items():
+        values = [float(value) for sample, value in samples if sample.split("{")[0] == metric]
+        if values:
+            counts[name] = sum(values)
+    return counts

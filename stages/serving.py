@@ -1,0 +1,132 @@
+"""
+Start a server or a client, watch it, and stop everything it started.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from stages.stage import UserError
+
+LOG_LINES = 15  # of a log, shown when its program fails
+STOP_SECONDS = 30  # to leave by itself, before it is killed
+
+
+def is_ready(url):
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.status == 200
+    except OSError:  # refused, reset, timed out, or answered with an error
+        return False
+
+
+def check_ports(ports):
+    """UserError naming the program behind the first port that is taken: we would measure that one."""
+    import psutil
+
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                continue
+            except OSError:
+                pass
+        listening = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port]
+        owners = [f"{psutil.Process(one.pid).name()} (process {one.pid})" for one in listening if one.pid]
+        raise UserError(f"port {port} is taken by {(owners or ['another program'])[0]}; stop it first")
+
+
+def end_with_parent():
+    # Even when this stage is killed with SIGKILL, the kernel tells the server to stop.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+
+
+@contextmanager
+def started(command, log):
+    """A running program in a session of its own, so that all its processes can be stopped; its output goes to `log`."""
+    process = None
+    try:
+        with open(log, "ab") as sink:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=end_with_parent,
+            )  # fmt: skip
+        yield process
+    finally:
+        if process:
+            stop(process)
+
+
+def stop(process):
+    """End every process of the session: asked first, then killed. A second Ctrl-C does not cut this short."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        for sign, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 10)):
+            for pid in session(process):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, sign)
+            deadline = time.monotonic() + seconds
+            while session(process) and time.monotonic() < deadline:
+                time.sleep(0.1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def session(process):
+    """The living processes of the session that `process` leads, itself among them."""
+    process.poll()  # reaps it
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # gone meanwhile
+            # pid (name) state parent group session ...; the name may hold anything, brackets too
+            state, _, _, leader = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(leader) == process.pid and state not in "ZX":
+                members.append(int(stat.parent.name))
+    return members
+
+
+@contextmanager
+def serving(server, command, log, ready_seconds):
+    """A server that is ready, and how many seconds that took; on a UserError its last log lines go to stderr."""
+    check_ports(server.ports)
+    begun = time.monotonic()
+    with started(command, log) as process:
+        try:
+            while not is_ready(server.ready):
+                if process.poll() is not None:
+                    raise UserError(f"{command[2]} stopped (exit code {process.returncode}) before it was ready")
+                if time.monotonic() - begun > ready_seconds:
+                    raise UserError(f"{command[2]} was not ready after {ready_seconds} s (bench.ready_seconds)")
+                time.sleep(0.5)
+            yield process, time.monotonic() - begun
+        except UserError:
+            show_end(log)
+            raise
+
+
+def run_client(command, log, server_process, seconds):
+    """Run a client to its end while its server lives; UserError when either fails, or it takes longer."""
+    deadline = time.monotonic() + seconds
+    with started(command, log) as client:
+        while client.poll() is None:
+            if server_process.poll() is not None:
+                raise UserError(f"the server stopped (exit code {server_process.returncode}) while it was measured")
+            if time.monotonic() > deadline:
+                raise UserError(f"{command[2]} took longer than {seconds} s (bench.point_seconds); its output: {log}")
+            time.sleep(0.2)
+    if client.returncode:
+        show_end(log)
+        raise UserError(f"{command[2]} failed (exit code {client.returncode}); its output: {log}")
+
+
+def show_end(log):
+    lines = Path(log).read_text(errors="replace").splitlines()[-LOG_LINES:]
+    print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)

@@ -1,0 +1,155 @@
+"""The report of real and made-up runs (fixtures/claims, see test_claims.py), as HTML, as Markdown and in the README."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from stages import claims, report
+from stages.stage import UserError
+
+ROOT = Path(__file__).parents[1]
+RUNS = Path(__file__).parent / "fixtures" / "claims"
+
+
+def checkout(folder, monkeypatch, runs=("cpu", "h100")):
+    """A checkout in `folder` with its own run `cpu` and the reference `h100`, as `runs` says, and its report."""
+    monkeypatch.chdir(folder)
+    for path in ("data/claims.yaml", "data/report/style.css"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, folder / path)
+    (folder / "params.yaml").write_text("profile: embedded\nclaims: {tolerance: 0.1}\nreport: {title: A <title>}\n")
+    if "cpu" in runs:
+        shutil.copytree(RUNS / "cpu", folder / "results/embedded")
+    if "h100" in runs:
+        shutil.copytree(RUNS / "h100", folder / "results/reference/h100")
+    monkeypatch.setattr("sys.argv", ["report"])
+    claims.main()
+    report.main()
+    out = folder / "results/embedded/report"
+    return (out / "index.html").read_text(), (out / "report.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = tmp_path_factory.mktemp("checkout")
+        html, markdown = checkout(folder, monkeypatch)
+        return html, markdown, json.loads((folder / "results/embedded/claims/claims.json").read_text())
+
+
+def test_the_page_is_well_formed(pages):
+    root = ElementTree.fromstring(pages[0].removeprefix("<!DOCTYPE html>\n"))
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids))  # the figures' ids too
+    targets = re.findall(r'(?:href="|url\()#([^")]+)', pages[0])
+    assert set(targets) <= set(ids)
+
+
+def test_the_page_loads_nothing(pages):
+    assert not re.search(r"<(script|link|iframe|img|base|object)\b|@import|javascript:", pages[0])
+    assert not re.search(r"""(src|href|action|data|url)\s*[=(]\s*["']?(https?:)?//""", pages[0])
+
+
+def test_every_claim_stands_in_both_pages(pages):
+    html, markdown, ledger = pages
+    for claim in ledger["claims"]:
+        assert f"<code>{claim['id']}</code>" in html
+        assert f"`{claim['id']}`" in markdown
+
+
+def test_the_markdown_twin_has_the_same_tables_in_the_same_order(pages):
+    html, markdown, _ = pages
+    root = ElementTree.fromstring(html.removeprefix("<!DOCTYPE html>\n"))
+    theirs = [[len(table.findall(".//th")), len(table.findall("tbody/tr"))] for table in root.iter("table")]
+    blocks = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
+    ours = [[len(re.findall(r"(?<!\\)\|", b.splitlines()[0])) - 1, len(b.splitlines()) - 2] for b in blocks]
+    assert ours == theirs
+    for block in blocks:  # no cell breaks its table
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()} == {
+            ours[blocks.index(block)][0] + 1
+        }
+
+
+def test_the_markdown_twin_has_the_same_figures_beside_it(pages, tmp_path, monkeypatch):
+    html, markdown = checkout(tmp_path, monkeypatch)
+    linked = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", markdown)
+    assert len(linked) == html.count("<figure>") == 5
+    for name in linked:
+        ElementTree.parse(tmp_path / "results/embedded/report" / name)
+
+
+def test_every_figure_is_described_in_words(pages):
+    assert all(len(label) > 20 for label in re.findall(r'<svg role="img" aria-label="([^"]+)"', pages[0]))
+    assert pages[0].count("<svg") == pages[0].count('<svg role="img" aria-label=')
+
+
+def test_a_hostile_chat_answer_is_shown_as_text(pages):
+    html, markdown, _ = pages
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; | <code>a</code> [link](http://evil.example/)" in html
+    assert "<script>" not in html and "<script>" not in markdown
+    assert r"\[link\](http://evil.example/)" in markdown
+
+
+def test_a_stand_in_is_named_wherever_its_figures_stand(pages):
+    rows = re.findall(r"<tr><td[^>]*>this checkout</td><td[^>]*>triton-base</td>.*?</tr>", pages[0])
+    assert len(rows) == 4
+    assert all(
+        "Transformers 5.23.0 continuous batching behind Triton 2.51.0 (stand-in for TensorRT-LLM)" in r for r in rows
+    )
+
+
+def test_an_invalid_point_is_shown_with_its_reason(pages):
+    assert "no: 2 of 8 requests stopped early" in pages[0]
+
+
+def test_own_published_and_reference_figures_stand_in_one_table(pages):
+    section = pages[1].split("## Fine-tuning")[1].split("## Predicted memory")[0]
+    assert "| published | QLoRA |" in section
+    assert "| this checkout | qlora | SmolLM2-135M-Instruct |" in section
+    assert "| h100 | qlora | elyza/ELYZA-japanese-Llama-2-7b-instruct |" in section
+
+
+def test_the_same_results_give_the_same_bytes(pages, tmp_path, monkeypatch):
+    assert checkout(tmp_path, monkeypatch) == pages[:2]
+
+
+def test_the_report_works_without_any_result_and_says_what_measures_each_part(tmp_path, monkeypatch):
+    html, markdown = checkout(tmp_path, monkeypatch, runs=())
+    for command in ("make reproduce", "dvc repro finetune@lora finetune@qlora", "dvc repro vram", "dvc repro chat",
+                    "dvc repro bench@triton-base bench@vllm-base", "make publish NAME=..."):  # fmt: skip
+        assert f"`{command}`" in markdown and f"<code>{command}</code>" in html
+
+
+def test_the_report_works_from_references_alone(tmp_path, monkeypatch):
+    _, markdown = checkout(tmp_path, monkeypatch, runs=("h100",))
+    assert "| h100 | writeup | Intel Xeon Platinum 8480C, 16 cores, 128 GiB | NVIDIA H100 80GB HBM3 |" in markdown
+    assert "this checkout" not in markdown
+
+
+def test_the_readme_table_is_written_between_its_marks_and_only_once(tmp_path, monkeypatch):
+    checkout(tmp_path, monkeypatch)
+    readme = tmp_path / "README.md"
+    readme.write_text("# Above\n<!-- results:begin -->\nstale\n<!-- results:end -->\nbelow\n")
+    monkeypatch.setattr("sys.argv", ["report", "--readme"])
+    report.main()
+    once = readme.read_text()
+    report.main()
+    assert readme.read_text() == once
+    assert once.startswith("# Above\n<!-- results:begin -->\n| claim |") and once.endswith(
+        "<!-- results:end -->\nbelow\n"
+    )
+    assert "16,800 (h100) | reproduced |" in once
+    assert "this checkout" not in once and "stale" not in once
+
+
+@pytest.mark.parametrize("text", ["", "<!-- results:begin -->", "<!-- results:end -->\n<!-- results:begin -->"])
+def test_a_readme_without_its_marks_is_left_alone(tmp_path, monkeypatch, text):
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(UserError, match="README.md: want the lines <!-- results:begin --> and <!-- results:end -->"):
+        report.write_readme({"claims": []}, readme)
+    assert readme.read_text() == text
