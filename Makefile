@@ -7,12 +7,12 @@ help:       ## this list
 reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 12 min, no GPU. PROFILE=weightless|writeup: a GPU
 	@$(if $(PROFILE),$(TOOLS) python -m tools.profile $(PROFILE))
 	@$(TOOLS) python -m tools.preflight
-	@$(TOOLS) dvc repro --quiet-unchanged
-	@$(TOOLS) python -m tools.where
+	@$(TOOLS) dvc repro
+	@$(TOOLS) python -m tools.verdicts
 profile:    ## seconds: write PROFILE=embedded|weightless|writeup into params.yaml
 	@$(TOOLS) python -m tools.profile $(PROFILE)
 report:     ## seconds, no model: tables, figures and verdicts from the committed references and this checkout's run
-	@$(TOOLS) python -m stages.claims && $(TOOLS) python -m stages.report
+	@$(TOOLS) python -m stages.claims && $(TOOLS) python -m stages.report && $(TOOLS) python -m stages.report --readme
 publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?

@@ -107,7 +107,7 @@ def key(p, server, images):
     params = {name: value for name, value in asdict(p).items() if name not in unrelated}
     files = [results("machine") / "machine.json", Path(__file__)]
     for folder in (results("base_model") / "model", *server.served):
-        files += [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files += [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
     settings = [params, [str(path) for path in files], [(image, lock_sha256(image)) for image in images]]
     return fingerprint(settings, files)
 
@@ -119,7 +119,7 @@ def measure(p, server, client_image, process, concurrency, work):
     raw.mkdir(parents=True)
     before = read_counters(server)
     command = ["containers/run", client_image, *client_command(p, server, concurrency, work)]
-    run_client(command, work / f"client-{concurrency}.log", process, p.point_seconds)
+    run_client("genai-perf", command, work / f"client-{concurrency}.log", process, p.point_seconds)
     counted = {"server_output_tokens": per_request(before, read_counters(server))}
     point = judged({"concurrency": concurrency, **read_point(raw), **counted}, p.requests(concurrency), p.output_tokens)
     write_json(work / "points" / f"{concurrency}.json", point)
@@ -147,7 +147,7 @@ def sweep(p, name, server, images, work):
     command = ["containers/run", server_image, *server.command(p.server_options)]
     seconds = {}
     with serving(server, command, work / "server.log", p.ready_seconds) as (process, ready):
-        run_client(prompts, work / "prompts.log", process, p.point_seconds)
+        run_client("prompts.py", prompts, work / "prompts.log", process, p.point_seconds)
         engine, is_stand_in = server.engine()
         facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "server_ready_seconds": round(ready, 1)}
         write_json(work / "server.json", facts | {"server_command": command})
@@ -203,7 +203,9 @@ def what_was_asked(p, server, model, images):
 def main():
     kinds = [f"{server}-{model}" for server in SERVERS for model in ("base", "lora")]
     if len(sys.argv) != 4 or sys.argv[1] not in kinds:
-        raise UserError(f"usage: python -m stages.bench RUN SERVER_IMAGE CLIENT_IMAGE, with RUN one of {kinds}")
+        raise UserError(
+            f"usage: python -m stages.bench RUN SERVER_IMAGE CLIENT_IMAGE, with RUN one of {', '.join(kinds)}"
+        )
     name, *images = sys.argv[1:]
     p = read_params(Bench)
     kind, model = name.split("-")

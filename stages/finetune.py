@@ -98,8 +98,8 @@ def read_steps(path):
 
 
 def write_steps(path, rows):
-    """steps.csv: step, seconds, loss, eval_loss, learning_rate, tokens; empty where a step logged none."""
-    columns = ["step", "seconds", "loss", "eval_loss", "learning_rate", "tokens"]
+    """steps.csv, one line a step; empty where a step logged nothing."""
+    columns = ["step", "seconds", "loss", "eval_loss", "grad_norm", "learning_rate", "tokens"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()

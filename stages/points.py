@@ -71,7 +71,10 @@ def off(tokens, wanted):
 
 def per_request(before, after):
     """The mean output tokens of a request by the server's own counters, warm-up included; None without counters."""
-    if not before or not after or after["requests"] == before["requests"]:
+    names = ("output_tokens", "requests")
+    if any(name not in counts for name in names for counts in (before, after)):
+        return None
+    if after["requests"] == before["requests"]:
         return None
     return (after["output_tokens"] - before["output_tokens"]) / (after["requests"] - before["requests"])
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from stages.stage import UserError, flags, read_json, results
 
 URL = "http://127.0.0.1:8000"
+SHARED_MEMORY = "bench_triton_"  # begins the names of Triton's regions in /dev/shm
 
 
 @dataclass
@@ -38,7 +39,9 @@ class Triton:
         local = {f"{protocol}-address": "127.0.0.1" for protocol in ("http", "grpc", "metrics")}
         ports = dict(zip(("http-port", "grpc-port", "metrics-port"), self.ports, strict=True))
         models = results("repository") / self.model / "models"
-        return ["tritonserver", *flags({"model-repository": models, **local, **ports, "exit-timeout-secs": 10})]
+        memory = f"python,shm-region-prefix-name={SHARED_MEMORY}"
+        words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 5, "backend-config": memory}
+        return ["tritonserver", *flags(words)]
 
     def client(self, output_tokens):
         """genai-perf's options for this server; every request makes exactly `output_tokens` tokens, greedily."""
@@ -118,16 +121,19 @@ def answer(path):
 
 
 def read_counters(server):
-    """The server's own counts since it started, summed over their labels; an empty dict where it has none of them."""
+    """The server's own counts since it started; an empty dict where it does not tell them."""
     try:
         with urllib.request.urlopen(server.metrics, timeout=10) as response:
-            lines = response.read().decode().splitlines()
+            return sums(response.read().decode(), server.counters)
     except OSError:
         return {}
-    samples = [line.rsplit(" ", 1) for line in lines if line and not line.startswith("#")]
-    counts = {}
-    for name, metric in server.counters.items():
-        values = [float(value) for sample, value in samples if sample.split("{")[0] == metric]
-        if values:
-            counts[name] = sum(values)
-    return counts
+
+
+def sums(exposition, names):
+    """Prometheus text -> our name -> the sum over all labels of the metric; a metric that is not there is left out."""
+    samples = [line.rsplit(" ", 1) for line in exposition.splitlines() if line and not line.startswith("#")]
+    found = {}
+    for name, metric in names.items():
+        if values := [float(value) for sample, value in samples if sample.split("{")[0] == metric]:
+            found[name] = sum(values)
+    return found

@@ -4,6 +4,7 @@ Start a server or a client, watch it, and stop everything it started.
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +14,12 @@ import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from stages.servers import SHARED_MEMORY
 from stages.stage import UserError
 
 LOG_LINES = 15  # of a log, shown when its program fails
-STOP_SECONDS = 30  # to leave by itself, before it is killed
+STOP_SECONDS = 30  # for a program to leave by itself, before it is killed
+ORPHAN_SECONDS = 2  # for what it started, after that
 
 
 def is_ready(url):
@@ -69,15 +72,25 @@ def stop(process):
     """End every process of the session: asked first, then killed. A second Ctrl-C does not cut this short."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        for sign, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, 10)):
-            for pid in session(process):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, sign)
-            deadline = time.monotonic() + seconds
-            while session(process) and time.monotonic() < deadline:
-                time.sleep(0.1)
+        end(process, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        # Children that outlive their leader: Triton's Python processes, when it left with requests in flight.
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while session(process) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        while session(process):
+            end(process, signal.SIGKILL)
+            time.sleep(0.1)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def end(process, sign):
+    for pid in session(process):
+        with suppress(ProcessLookupError):
+            os.kill(pid, sign)
 
 
 def session(process):
@@ -94,17 +107,31 @@ def session(process):
 
 
 @contextmanager
+def leaving_no_trace(server):
+    """Remove what a server leaves behind: shared memory when it was killed, compiled files beside Triton's model.py
+    (DVC would see another result)."""
+    try:
+        yield
+    finally:
+        for folder in server.served:
+            for compiled in folder.rglob("__pycache__"):
+                shutil.rmtree(compiled)
+        for region in Path("/dev/shm").glob(f"{SHARED_MEMORY}*"):
+            region.unlink()
+
+
+@contextmanager
 def serving(server, command, log, ready_seconds):
     """A server that is ready, and how many seconds that took; on a UserError its last log lines go to stderr."""
     check_ports(server.ports)
-    begun = time.monotonic()
-    with started(command, log) as process:
+    begun, name = time.monotonic(), type(server).__name__
+    with leaving_no_trace(server), started(command, log) as process:
         try:
             while not is_ready(server.ready):
                 if process.poll() is not None:
-                    raise UserError(f"{command[2]} stopped (exit code {process.returncode}) before it was ready")
+                    raise UserError(f"{name} stopped (exit code {process.returncode}) before it was ready")
                 if time.monotonic() - begun > ready_seconds:
-                    raise UserError(f"{command[2]} was not ready after {ready_seconds} s (bench.ready_seconds)")
+                    raise UserError(f"{name} was not ready after {ready_seconds} s (bench.ready_seconds)")
                 time.sleep(0.5)
             yield process, time.monotonic() - begun
         except UserError:
@@ -112,7 +139,7 @@ def serving(server, command, log, ready_seconds):
             raise
 
 
-def run_client(command, log, server_process, seconds):
+def run_client(name, command, log, server_process, seconds):
     """Run a client to its end while its server lives; UserError when either fails, or it takes longer."""
     deadline = time.monotonic() + seconds
     with started(command, log) as client:
@@ -120,11 +147,11 @@ def run_client(command, log, server_process, seconds):
             if server_process.poll() is not None:
                 raise UserError(f"the server stopped (exit code {server_process.returncode}) while it was measured")
             if time.monotonic() > deadline:
-                raise UserError(f"{command[2]} took longer than {seconds} s (bench.point_seconds); its output: {log}")
+                raise UserError(f"{name} took longer than {seconds} s (bench.point_seconds); its output: {log}")
             time.sleep(0.2)
     if client.returncode:
         show_end(log)
-        raise UserError(f"{command[2]} failed (exit code {client.returncode}); its output: {log}")
+        raise UserError(f"{name} failed (exit code {client.returncode}); its output: {log}")
 
 
 def show_end(log):

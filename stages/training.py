@@ -80,11 +80,13 @@ def make_trainer(p, lora, method, checkpoints, callback):
     """The SFTTrainer of the writeup on this profile's model and rows."""
     from datasets import load_dataset
     from peft import LoraConfig
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, set_seed
     from trl import SFTTrainer
 
     data = results("dataset") / p.template
     rows = load_dataset("json", data_files={part: str(data / f"{part}.jsonl") for part in ("train", "validation")})
+    # Before the adapter is made: the trainer's own seed comes after that, and would leave its weights to chance.
+    set_seed(p.seed)
     packing.register()
     model, tokenizer = load_base(method, packing.ATTENTION if p.padding_free else "sdpa")
     trainer = SFTTrainer(
@@ -101,7 +103,7 @@ def make_trainer(p, lora, method, checkpoints, callback):
             target_modules=lora.target_modules,
             bias="none",
         ),
-        callbacks=[callback],
+        callbacks=[callback] if callback else None,
     )
     trainer.remove_callback(PrinterCallback)  # it would print every log line again, as a dict
     if p.padding_free:
@@ -138,7 +140,8 @@ def progress_callback(variant, steps_file, memory):
             self.last = time.monotonic()
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            names = {"loss": "loss", "eval_loss": "eval_loss", "learning_rate": "learning_rate", "num_tokens": "tokens"}
+            names = {"loss": "loss", "eval_loss": "eval_loss", "grad_norm": "grad_norm", "num_tokens": "tokens"}
+            names["learning_rate"] = "learning_rate"
             row = {new: logs[old] for old, new in names.items() if old in logs}
             if row:
                 self.write({"step": state.global_step, **row})

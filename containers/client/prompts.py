@@ -1,0 +1,53 @@
+"""
+Prompts of an exact length for genai-perf's --input-file: prompts.py TOKENIZER_DIR TOKENS COUNT SEED OUT
+
+They are cut from the text that genai-perf takes its synthetic prompts from. Its own choice depends on the number of
+CPUs; this one depends on tokenizer and seed alone. No two prompts begin alike, so no cache of prefixes helps.
+"""
+
+import json
+import random
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+
+def cut(tokenizer, words, start, tokens):
+    """The words from `start` on that are exactly `tokens` tokens together, or None; special tokens not counted."""
+    # No word is less than one token, so this many words are enough.
+    text = " ".join(words[start : start + tokens])
+    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+    if len(offsets) < tokens:
+        return None
+    text = text[: offsets[tokens - 1][1]].strip()
+    # A cut inside a word may be other tokens than the word's were.
+    return text if len(tokenizer.encode(text, add_special_tokens=False).ids) == tokens else None
+
+
+def prompts(tokenizer, corpus, tokens, count, seed):
+    words = corpus.split()
+    starts = list(range(len(words) - tokens))
+    random.Random(seed).shuffle(starts)
+    texts = (cut(tokenizer, words, start, tokens) for start in starts)
+    found = []
+    for text in texts:
+        if text:
+            found.append(text)
+        if len(found) == count:
+            return found
+    sys.exit(f"error: only {len(found)} of {count} prompts of {tokens} tokens can be cut from the text; ask for less")
+
+
+def main():
+    folder, tokens, count, seed, out = sys.argv[1:]
+    tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    package = Path(find_spec("genai_perf").origin).parent
+    corpus = (package / "inputs" / "retrievers" / "shakespeare.txt").read_text()
+    texts = prompts(tokenizer, corpus, int(tokens), int(count), int(seed))
+    Path(out).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+if __name__ == "__main__":
+    main()

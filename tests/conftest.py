@@ -1,0 +1,156 @@
+"""What the tests share: copies of the tree to run in, and the small base model."""
+
+import json
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from stages.stage import fingerprint
+from tools.profile import set_value
+
+REPO = Path(__file__).resolve().parents[1]
+
+# For tiny models, which are too small for more: two of them then run side by side, and their sums are always the same.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def variables():
+    """The environment variables that a command in a copied tree gets."""
+    # A copy is no git repository: what made a result is not what these tests are about.
+    found = {**os.environ, "REPO_COMMIT": "none", "REPO_DIRTY": "true"}
+    # Compiled modules are kept: importing transformers and trl takes a third of the time with them.
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    return found
+
+
+def tracked_files():
+    """Every file that belongs to the project, relative to its root: tracked, or new and not ignored."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=REPO, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [name for name in names if name and (REPO / name).is_file()]
+
+
+def copy_tree(target):
+    """Copy the project's files to `target`; the environments of this checkout serve there too."""
+    for name in tracked_files():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPO / name, target / name)
+    (REPO / ".venvs").mkdir(exist_ok=True)
+    (target / ".venvs").symlink_to(REPO / ".venvs")
+    return target
+
+
+def set_params(tree, **sections):
+    """Set keys of a copied tree's params.yaml: set_params(tree, finetune={"epochs": 2})."""
+    text = (tree / "params.yaml").read_text()
+    for section, values in sections.items():
+        for key, value in values.items():
+            text = set_value(text, section, key, value)
+    (tree / "params.yaml").write_text(text)
+
+
+def run_in(tree, *command, environment=None, **options):
+    """Run a command in a copied tree, with further environment variables; its output as text."""
+    env = variables() | (environment or {})
+    return subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, **options)
+
+
+def probe(tree, image, name, *words, environment=None):
+    """What tests/probes/NAME.py finds out inside an environment: the JSON that it prints last."""
+    # Not `python FILE`: the project's root, where `stages` is, has to be first on the path.
+    code = f"import runpy; runpy.run_path('tests/probes/{name}.py', run_name='__main__')"
+    done = run_in(
+        tree,
+        "containers/run",
+        image,
+        "python",
+        "-c",
+        code,
+        *map(str, words),
+        environment=ONE_THREAD | (environment or {}),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def at_once(*calls):
+    """Results of functions without arguments, two of them running at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def stage(tree, image, name, *words):
+    """Run a stage in a copied tree, which must succeed; returns its folder of results."""
+    done = run_in(tree, "containers/run", image, "python", "-m", f"stages.{name}", *words, environment=ONE_THREAD)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return tree / "results" / "embedded" / name
+
+
+def only_error(done):
+    """The one line on stderr of a command that ended with a user's mistake; a traceback or a second line fails."""
+    assert done.returncode == 1, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr[-2000:]
+    return lines[0]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the project to change and run in."""
+    return copy_tree(tmp_path / "tree")
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory):
+    """The folder results/embedded/base_model, made by the stage as it stands; kept between test runs."""
+    made_from = [REPO / name for name in ("stages/base_model.py", "containers/pytorch/requirements.txt")]
+    kept = REPO / ".cache" / "tests" / f"base_model-{fingerprint([], made_from)}"
+    if not kept.exists():
+        tree = copy_tree(tmp_path_factory.mktemp("base_model") / "tree")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(stage(tree, "venv:pytorch", "base_model"), kept)
+    return kept
+
+
+# A Llama with everything that the large ones have (grouped heads, untied tables), small enough for a second a step.
+TINY_SHAPE = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 64,
+    "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+    "tie_word_embeddings": False, "attention_bias": False, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_tree(tmp_path_factory):
+    """A copy of the project with a tiny random Llama as its base model and 16 rows to train on, both made by stages."""
+    tree = copy_tree(tmp_path_factory.mktemp("small") / "tree")
+    (tree / "data" / "shapes" / "tiny.json").write_text(json.dumps(TINY_SHAPE))
+    set_params(
+        tree,
+        base_model={"source": "random", "name": "tiny", "shape": "tiny", "revision": "none", "licence": "none"},
+        dataset={"template": "llama-2", "train_rows": 16, "validation_rows": 4},
+        finetune={"epochs": 2, "micro_batch": 2, "accumulation": 2, "learning_rate": 0.01, "eval_steps": 2},
+        chat={"max_new_tokens": 8},
+    )
+    stage(tree, "venv:pytorch", "base_model")
+    stage(tree, "venv:pytorch", "dataset")
+    return tree
+
+
+FINETUNE = ["containers/run", "venv:pytorch", "python", "-m", "stages.finetune"]
+
+
+@pytest.fixture(scope="session")
+def trained(small_tree):
+    """The tiny model fine-tuned by both methods, a core each; returns results/embedded/finetune."""
+    runs = at_once(
+        *(partial(run_in, small_tree, *FINETUNE, method, environment=ONE_THREAD) for method in ("lora", "qlora"))
+    )
+    assert [run.returncode for run in runs] == [0, 0], [run.stderr[-3000:] for run in runs]
+    return small_tree / "results" / "embedded" / "finetune"

@@ -1,0 +1,397 @@
+"""containers/run and containers/venv: the one place that starts anything in an environment."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import docker_engine
+import pytest
+from conftest import REPO, run_in
+
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+IMAGE = f"docker://example.org/team/image:1.0@{DIGEST}"
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A project with nothing but containers/run and containers/venv."""
+    folder = tmp_path / "project"
+    (folder / "containers").mkdir(parents=True)
+    for name in ("run", "venv"):
+        shutil.copy2(REPO / "containers" / name, folder / "containers" / name)
+    return folder
+
+
+@pytest.mark.parametrize("image", ["host:", "venv:tools"])
+@pytest.mark.parametrize("code", [0, 1, 7, 130])
+def test_exit_codes_pass_through(tree, image, code):
+    assert run_in(tree, "containers/run", image, "sh", "-c", f"exit {code}").returncode == code
+
+
+@pytest.mark.parametrize("image", ["host:", "venv:tools"])
+def test_arguments_survive_as_they_are(tree, image):
+    words = ["two words", "", "*", "$HOME", "a'b\"c", "--flag=1", "日本語", "two\nlines"]
+    done = run_in(tree, "containers/run", image, "python3", "-c", "import sys; print(sys.argv[1:])", *words)
+    assert done.stdout.strip() == repr(words)
+
+
+def test_the_command_runs_where_it_was_called_from(tree):
+    (tree / "data").mkdir(exist_ok=True)
+    done = run_in(tree / "data", "../containers/run", "host:", "pwd")
+    assert done.stdout.strip() == str(tree / "data")
+
+
+@pytest.mark.parametrize("image", ["host:", "venv:tools"])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_the_command_and_no_process_stands_between(tree, image, sent):
+    code = (
+        "import os, signal, sys, time\n"
+        "signal.signal(int(sys.argv[1]), lambda number, frame: sys.exit(40 + number))\n"
+        "print(os.getpid(), flush=True)\n"
+        "time.sleep(60)"
+    )
+    words = ["containers/run", image, "python3", "-c", code, str(int(sent))]
+    process = subprocess.Popen(words, cwd=tree, stdout=subprocess.PIPE, text=True)
+    assert int(process.stdout.readline()) == process.pid
+    process.send_signal(sent)
+    assert process.wait(10) == 40 + sent
+
+
+@pytest.mark.parametrize(
+    "image, says",
+    [
+        ("pytorch", "'pytorch' is no image reference; use venv:NAME, host: or docker://NAME:TAG@sha256:DIGEST"),
+        ("nvcr.io/nvidia/pytorch:25.09-py3", "is no image reference"),
+        ("venv:pytroch", "venv:pytroch has no lock file; use one of: client pytorch tools"),
+        ("docker://example.org/a:1", "docker://example.org/a:1 has no digest; pin it as NAME:TAG@sha256:..."),
+        ("docker://example.org/a:1@sha256:UNRESOLVED", "has no digest yet; `make lock` resolves it"),
+    ],
+)
+def test_a_bad_reference_is_one_line_and_exit_code_2(tree, image, says):
+    for other in set(os.listdir(tree / "containers")) - {"run", "venv", "images.yaml", "client", "pytorch", "tools"}:
+        shutil.rmtree(tree / "containers" / other)
+    done = run_in(tree, "containers/run", image, "true")
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: containers/run: ") and says in done.stderr
+
+
+def test_without_a_command_it_shows_how_it_is_used(tree):
+    done = run_in(tree, "containers/run", "venv:tools")
+    assert done.returncode == 2 and done.stderr.startswith("containers/run IMAGE COMMAND...")
+
+
+def test_a_command_learns_what_runs_it(tree):
+    done = run_in(tree, "containers/run", "venv:tools", "env")
+    seen = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert (seen["REPO_IMAGE"], seen["REPO_COMMIT"], seen["REPO_DIRTY"]) == ("venv:tools", "none", "true")
+    lock = hashlib.sha256((tree / "containers" / "tools" / "requirements.txt").read_bytes()).hexdigest()
+    assert seen["REPO_LOCK"] == lock
+    assert seen["VIRTUAL_ENV"] == f"{tree}/.venvs/tools" and seen["PATH"].startswith(f"{tree}/.venvs/tools/bin:")
+
+
+def test_modules_from_outside_do_not_enter_a_locked_environment(tree, tmp_path):
+    (tmp_path / "yaml.py").write_text("raise SystemExit('not the locked one')\n")
+    done = run_in(
+        tree, "containers/run", "venv:tools", "python", "-c", "import yaml", environment={"PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_commit_is_said_and_dirty_means_a_change_that_a_run_did_not_make_itself(bare):
+    env = {name: value for name, value in os.environ.items() if name not in ("REPO_COMMIT", "REPO_DIRTY")}
+
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        done = subprocess.run(["git", *identity, *words], cwd=bare, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def said():
+        words = ["containers/run", "host:", "sh", "-c", "echo $REPO_COMMIT $REPO_DIRTY"]
+        return subprocess.run(words, cwd=bare, env=env, capture_output=True, text=True).stdout.split()
+
+    assert said() == ["unknown", "true"]  # no repository: nobody can say that nothing was changed
+    git("init", "--quiet")
+    (bare / "dvc.lock").write_text("a")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "all")
+    commit = git("rev-parse", "HEAD")
+    assert said() == [commit, "false"]
+    (bare / "dvc.lock").write_text("b")
+    assert said() == [commit, "false"]
+    (bare / "new.py").write_text("")
+    assert said() == [commit, "true"]
+
+
+@pytest.fixture
+def tiny(bare):
+    """A project with one environment of one package, which lies beside it: nothing is fetched."""
+    wheel = bare / "wheels" / "tinypkg-1.0-py3-none-any.whl"
+    wheel.parent.mkdir()
+    info = "tinypkg-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tinypkg.py", "VALUE = 42\n")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinypkg\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", f"tinypkg.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    (bare / "containers" / "small").mkdir()
+    write_lock(bare, hashlib.sha256(wheel.read_bytes()).hexdigest())
+    if shutil.which("uv") is None:  # the one that made this environment
+        (bare / ".venvs").mkdir()
+        (bare / ".venvs" / "uv").symlink_to(REPO / ".venvs" / "uv")
+    return bare
+
+
+def write_lock(project, digest):
+    (project / "containers" / "small" / "requirements.txt").write_text(f"tinypkg==1.0 --hash=sha256:{digest}\n")
+
+
+def in_small(project, *command):
+    """Run a command in that environment, without any package index."""
+    environment = {"UV_FIND_LINKS": str(project / "wheels"), "UV_NO_INDEX": "1", "UV_OFFLINE": "1"}
+    return run_in(project, "containers/run", "venv:small", *command, environment=environment)
+
+
+VALUE = ["python", "-c", "import tinypkg; print(tinypkg.VALUE)"]
+
+
+def test_an_environment_is_made_on_first_use_and_then_left_alone(tiny):
+    first = in_small(tiny, *VALUE)
+    assert (first.returncode, first.stdout) == (0, "42\n"), first.stderr
+    assert "making the environment small (1 packages)" in first.stderr
+    second = in_small(tiny, *VALUE)
+    assert (second.stdout, second.stderr) == ("42\n", "")
+
+
+def test_two_stages_that_start_at_once_make_their_environment_once(tiny):
+    env = {**os.environ, "UV_FIND_LINKS": str(tiny / "wheels"), "UV_NO_INDEX": "1", "UV_OFFLINE": "1"}
+    both = [
+        subprocess.Popen(
+            ["containers/run", "venv:small", *VALUE], cwd=tiny, env=env, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=60) for process in both]
+    assert [out for out, _ in said] == ["42\n", "42\n"]
+    assert "".join(err for _, err in said).count("making the environment") == 1
+
+
+def test_a_package_that_is_not_the_locked_one_stops_the_run_and_the_right_one_mends_it(tiny):
+    right = (tiny / "containers" / "small" / "requirements.txt").read_text().strip().split(":")[1]
+    write_lock(tiny, "0" * 64)
+    for _ in range(2):  # a failed environment is never taken for a whole one
+        done = in_small(tiny, *VALUE)
+        assert done.returncode != 0 and done.stdout == ""
+        assert "tinypkg" in done.stderr and "ash" in done.stderr and "0" * 64 in done.stderr
+    write_lock(tiny, right)
+    assert in_small(tiny, *VALUE).stdout == "42\n"
+
+
+def test_setup_runs_once_with_the_environment_and_activate_every_time(tiny):
+    folder = tiny / "containers" / "small"
+    (folder / "setup").write_text('#!/bin/sh\necho made >> "$1/setup.txt"\n')
+    (folder / "setup").chmod(0o755)
+    (folder / "activate").write_text('export SMALL_LIBRARY="$VIRTUAL_ENV/lib"\n')
+    for _ in range(2):
+        done = in_small(tiny, "sh", "-c", "cat $VIRTUAL_ENV/setup.txt; echo $SMALL_LIBRARY")
+        assert done.stdout.split() == ["made", f"{tiny}/.venvs/small/lib"], done.stderr
+    (folder / "setup").write_text('#!/bin/sh\necho again >> "$1/setup.txt"\n')
+    assert in_small(tiny, "sh", "-c", "cat $VIRTUAL_ENV/setup.txt").stdout == "again\n"
+
+
+def test_a_setup_that_fails_stops_the_run(tiny):
+    setup = tiny / "containers" / "small" / "setup"
+    setup.write_text("#!/bin/sh\necho 'error: a library is missing' >&2\nexit 2\n")
+    setup.chmod(0o755)
+    for _ in range(2):
+        done = in_small(tiny, *VALUE)
+        assert (done.returncode, done.stdout) == (2, "") and "a library is missing" in done.stderr
+
+
+@pytest.fixture
+def fake_docker(tmp_path, monkeypatch):
+    """A `docker` that notes its words and its environment and exits with 7; no GPU unless a test makes one."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "docker").write_text(
+        '#!/bin/sh\n[ "$1" = info ] && exit "${ENGINE:-0}"\n'
+        f'printf "%s\\0" "$@" > {tmp_path}/words\nenv > {tmp_path}/env\nexit 7\n'
+    )
+    (folder / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
+    for program in folder.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    for name in ("HF_TOKEN", "NGC_API_KEY", "REPO_LOCK"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+def noted(tmp_path):
+    return (tmp_path / "words").read_text().split("\0")[:-1]
+
+
+def test_docker_gets_exactly_this_command(tree, tmp_path, fake_docker):
+    done = run_in(tree, "containers/run", IMAGE, "python", "-m", "stages.finetune", "two words")
+    assert (done.returncode, done.stderr) == (7, "")
+    assert noted(tmp_path) == [
+        "run", "--rm", "--init",
+        "--ipc", "host", "--network", "host",
+        "--ulimit", "memlock=-1", "--ulimit", "stack=67108864",
+        "--user", f"{os.getuid()}:{os.getgid()}", "--env", f"HOME={tree}/.cache/home",
+        "--volume", f"{tree}:{tree}", "--workdir", str(tree),
+        "--env", "REPO_IMAGE", "--env", "REPO_COMMIT", "--env", "REPO_DIRTY",
+        "--entrypoint", "", f"example.org/team/image:1.0@{DIGEST}", "python", "-m", "stages.finetune", "two words",
+    ]  # fmt: skip
+
+
+def test_a_machine_with_gpus_gives_all_of_them_to_the_container(tree, tmp_path, fake_docker):
+    (fake_docker / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-0)'\n")
+    run_in(tree, "containers/run", IMAGE, "true")
+    words = noted(tmp_path)
+    assert words[words.index("--gpus") + 1] == "all"
+
+
+def test_a_secret_reaches_docker_by_name_and_never_stands_on_a_command_line(tree, tmp_path, fake_docker):
+    run_in(tree, "containers/run", IMAGE, "true", environment={"HF_TOKEN": "hf_verysecret", "NGC_API_KEY": ""})
+    words = noted(tmp_path)
+    assert words[words.index("HF_TOKEN") - 1] == "--env" and "NGC_API_KEY" not in words
+    assert not [word for word in words if "hf_verysecret" in word]
+    assert "HF_TOKEN=hf_verysecret" in (tmp_path / "env").read_text().splitlines()
+
+
+def test_an_engine_that_does_not_answer_is_one_line(tree, tmp_path, fake_docker):
+    done = run_in(tree, "containers/run", IMAGE, "true", environment={"ENGINE": "1"})
+    assert done.returncode == 2 and not (tmp_path / "words").exists()
+    assert done.stderr == (
+        "error: containers/run: the docker engine does not answer; start it, or add this user to the group docker\n"
+    )
+
+
+# From here on with a real engine.
+
+
+@pytest.fixture(scope="module")
+def engine():
+    if reason := docker_engine.why_not():
+        pytest.skip(reason)
+    # Not under pytest's own folder: another user must get at it, and a socket's path is short.
+    with tempfile.TemporaryDirectory(prefix="engine") as name:
+        Path(name).chmod(0o755)
+        with docker_engine.engine(Path(name)) as started:
+            yield started
+
+
+USER = 12345
+
+
+@pytest.fixture
+def owned(engine):
+    """A project that belongs to a user who is not root."""
+    with tempfile.TemporaryDirectory(prefix="owned") as name:
+        folder = Path(name)
+        (folder / "containers").mkdir()
+        shutil.copy2(REPO / "containers" / "run", folder / "containers" / "run")
+        for path in [folder, *folder.rglob("*")]:
+            os.chown(path, USER, USER)
+        yield folder
+
+
+def docker_run(engine, folder, *command, **environment):
+    """containers/run with the engine's image, as that user."""
+    return subprocess.run(
+        ["containers/run", engine.reference, *command],
+        capture_output=True,
+        text=True,
+        **as_user(engine, folder, environment),
+    )
+
+
+def as_user(engine, folder, environment):
+    env = {**os.environ, "DOCKER_HOST": engine.host, "REPO_COMMIT": "none", "REPO_DIRTY": "true", "HOME": str(folder)}
+    return {"cwd": folder, "env": {**env, **environment}, "user": USER, "group": USER, "extra_groups": []}
+
+
+def test_an_image_is_fetched_by_its_digest_and_its_entrypoint_set_aside(engine, owned):
+    assert engine.docker("images", "--quiet") == ""
+    done = docker_run(engine, owned, "sh", "-c", "echo ran; exit 7")
+    assert (done.returncode, done.stdout) == (7, "ran\n"), done.stderr
+    assert engine.docker("images", "--quiet", "--digests") != ""
+
+
+def test_another_digest_under_the_same_tag_is_refused(engine, owned):
+    engine.reference, kept = engine.reference.split("@")[0] + "@sha256:" + "0" * 64, engine.reference
+    done = docker_run(engine, owned, "sh", "-c", "echo ran")
+    engine.reference = kept
+    assert done.returncode == 125 and done.stdout == ""
+
+
+def test_the_command_in_the_container_is_the_callers_user_in_the_callers_tree(engine, owned):
+    script = "id -u; id -g; echo $PWD; echo $HOME; cat note; echo b > made; : > $HOME/.cached"
+    (owned / "note").write_text("a\n")
+    done = docker_run(engine, owned, "sh", "-c", script)
+    assert done.stdout.split() == [str(USER), str(USER), str(owned), f"{owned}/.cache/home", "a"], done.stderr
+    made = owned / "made"
+    assert made.read_text() == "b\n" and (made.stat().st_uid, made.stat().st_gid) == (USER, USER)
+    assert (owned / ".cache" / "home" / ".cached").stat().st_uid == USER
+
+
+def test_the_container_learns_what_runs_it_and_gets_the_secret(engine, owned):
+    done = docker_run(engine, owned, "env", HF_TOKEN="hf_verysecret", UNRELATED="1")
+    seen = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    assert seen["REPO_IMAGE"] == engine.reference and seen["REPO_COMMIT"] == "none"
+    assert seen["HF_TOKEN"] == "hf_verysecret" and "UNRELATED" not in seen
+
+
+def test_arguments_survive_into_the_container(engine, owned):
+    words = ["two words", "", "*", "$HOME", "a'b\"c"]
+    done = docker_run(engine, owned, "sh", "-c", 'for word; do echo "<$word>"; done', "sh", *words)
+    assert done.stdout.splitlines() == [f"<{word}>" for word in words]
+
+
+def test_the_container_has_the_hosts_network_and_shared_memory(engine, owned):
+    done = docker_run(engine, owned, "ls", "-l", "/proc/self/ns/net", "/proc/self/ns/ipc")
+    links = [line.split(" -> ")[1] for line in done.stdout.splitlines()]
+    assert links == [os.readlink("/proc/self/ns/ipc"), os.readlink("/proc/self/ns/net")], done.stderr
+
+
+def test_nothing_is_left_of_a_container(engine, owned):
+    assert docker_run(engine, owned, "sh", "-c", "exit 3").returncode == 3
+    assert engine.docker("ps", "--all", "--quiet") == ""
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 42), (signal.SIGTERM, 55)])
+def test_ctrl_c_and_sigterm_reach_the_command_in_the_container_and_nothing_is_left(engine, owned, sent, code):
+    name = {signal.SIGINT: "INT", signal.SIGTERM: "TERM"}[sent]
+    script = f"trap 'exit {code}' {name}; echo ready; sleep 61 & wait"
+    words = ["containers/run", engine.reference, "sh", "-c", script]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, **as_user(engine, owned, {}))
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(sent)
+    assert process.wait(20) == code
+    assert engine.docker("ps", "--all", "--quiet") == ""
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if read(path) == b"sleep\x0061\x00"]
+
+
+def read(path):
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def test_a_command_without_a_signal_handler_ends_too(engine, owned):
+    words = ["containers/run", engine.reference, "sleep", "62"]
+    process = subprocess.Popen(words, **as_user(engine, owned, {}))
+    deadline = time.monotonic() + 20
+    while engine.docker("ps", "--quiet") == "" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert engine.docker("ps", "--all", "--quiet") == ""

@@ -1,0 +1,50 @@
+"""stages/machine.py: what this machine is."""
+
+import json
+import os
+
+from conftest import run_in
+
+from stages.machine import cpu_features, cpu_name, memory_gib
+
+XEON = """processor\t: 0
+model name\t: Intel(R) Xeon(R) Platinum 8581C CPU @ 2.10GHz
+flags\t\t: fpu vme sse4_2 avx2 avx512f avx512_bf16 amx_bf16 amx_tile
+
+processor\t: 1
+model name\t: Intel(R) Xeon(R) Platinum 8581C CPU @ 2.10GHz
+flags\t\t: fpu vme sse4_2 avx2 avx512f avx512_bf16 amx_bf16 amx_tile
+"""
+# An Arm server's kernel gives neither a model name nor flags.
+GRACE = "processor\t: 0\nBogoMIPS\t: 2000.00\nFeatures\t: fp asimd evtstrm bf16\nCPU implementer\t: 0x41\n"
+
+
+def test_the_processor_and_its_instruction_sets_are_named():
+    assert cpu_name(XEON) == "Intel(R) Xeon(R) Platinum 8581C CPU @ 2.10GHz"
+    assert cpu_features(XEON) == ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]
+
+
+def test_a_processor_without_a_name_still_has_its_architecture():
+    assert cpu_name(GRACE) and cpu_features(GRACE) == []
+
+
+def test_memory_stands_in_whole_gib_so_that_the_kernels_share_does_not_move_it():
+    assert memory_gib("MemTotal:       24632584 kB\nMemFree: 1 kB\n") == memory_gib("MemTotal:  24590000 kB\n") == 23
+
+
+def test_the_same_machine_writes_the_same_bytes_and_another_gpu_does_not(tree, tmp_path):
+    written = tree / "results" / "embedded" / "machine" / "machine.json"
+    command = ["containers/run", "venv:tools", "python", "-m", "stages.machine"]
+    assert run_in(tree, *command).returncode == 0
+    first = written.read_bytes()
+    assert run_in(tree, *command).returncode == 0
+    assert written.read_bytes() == first
+    facts = json.loads(first)
+    assert facts["cores"] >= 1 and facts["memory_gib"] >= 1 and facts["cpu"]
+
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H200, 143771, 570.86.15'\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    done = run_in(tree, *command, environment={"PATH": f"{folder}:{os.environ['PATH']}"})
+    assert done.returncode == 0 and json.loads(written.read_text())["gpus"][0]["name"] == "NVIDIA H200"

@@ -1,0 +1,101 @@
+"""tools/preflight.py: what a run takes, before it starts."""
+
+import os
+
+import pytest
+from conftest import only_error, run_in, set_params
+
+from tools.preflight import Estimate, missing_images, missing_resources
+
+NEEDS = Estimate(minutes=240, disk_gb=150.0, memory_gb=64.0, gpu_memory_gb=80.0)
+H200 = {"name": "NVIDIA H200", "memory_mib": 143771, "driver": "570.86.15"}
+L4 = {"name": "NVIDIA L4", "memory_mib": 23034, "driver": "570.86.15"}
+
+
+def test_a_machine_with_enough_of_everything_lacks_nothing():
+    assert missing_resources(NEEDS, 151.0, 64, [L4, H200]) == []
+
+
+def test_the_memory_of_a_64_gib_machine_is_enough_for_64_gb():
+    # 64 GB are 59.6 GiB.
+    assert missing_resources(NEEDS, 151.0, 60, [H200]) == []
+    assert len(missing_resources(NEEDS, 151.0, 59, [H200])) == 1
+
+
+def test_everything_that_is_missing_is_said_at_once_with_both_numbers():
+    disk, memory, gpu = missing_resources(NEEDS, 12.34, 16, [L4])
+    assert "12.3 GB are free" in disk and "150 GB are needed" in disk
+    assert "16 GiB" in memory and "64 GB are needed" in memory and "finetune.micro_batch" in memory
+    assert gpu == "GPU: the largest has 24 GB, 80 GB are needed"
+
+
+def test_a_machine_without_a_gpu_is_sent_to_the_profile_that_needs_none():
+    assert missing_resources(NEEDS, 151.0, 64, []) == [
+        "GPU: nvidia-smi finds none; `make reproduce PROFILE=embedded` needs none"
+    ]
+
+
+def test_a_gpu_that_shares_the_machines_memory_is_measured_by_that():
+    shared = {"name": "NVIDIA GB10", "memory_mib": None, "driver": "580.95.05"}
+    assert missing_resources(NEEDS, 151.0, 119, [shared]) == []
+    assert len(missing_resources(NEEDS, 151.0, 64, [shared])) == 1
+
+
+def test_a_profile_without_a_gpu_does_not_ask_for_one():
+    assert missing_resources(Estimate(12, 8.0, 9.0, 0.0), 9.0, 16, []) == []
+
+
+def test_docker_and_every_unresolved_image_are_named_once():
+    images = {
+        "tools": "venv:tools",
+        "pytorch": "docker://example.org/a:1@sha256:" + "0" * 64,
+        "triton": "docker://example.org/b:2@sha256:UNRESOLVED",
+        "trtllm": "docker://example.org/b:2@sha256:UNRESOLVED",
+    }
+    docker, image = missing_images(images, docker_answers=False)
+    assert docker.startswith("Docker: no engine answers") and "start it" in docker
+    assert image == "image: example.org/b:2@sha256:UNRESOLVED has no digest yet; `make lock` resolves it"
+    assert missing_images(images, docker_answers=True) == [image]
+
+
+def test_virtual_environments_need_no_docker():
+    assert missing_images({"tools": "venv:tools", "client": "host:"}, docker_answers=False) == []
+
+
+def without_docker(tmp_path):
+    """A PATH on which `docker` exists, but no engine answers."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "docker").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "bin" / "docker").chmod(0o755)
+    return {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+
+
+def test_make_reproduce_lists_all_that_is_missing_and_starts_nothing(tree, tmp_path):
+    assert run_in(tree, "make", "profile", "PROFILE=writeup").returncode == 0
+    set_params(tree, estimate={"disk_gb": 9e9, "memory_gb": 9e9, "gpu_memory_gb": 9e9})
+    done = run_in(tree, "make", "reproduce", environment=without_docker(tmp_path))
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    said = [line.strip() for line in done.stderr.splitlines()]
+    assert said[0] == "error: profile writeup cannot run here:"
+    for start in ("Docker: ", "image: nvcr.io/", "disk: ", "memory: ", "GPU: "):
+        assert [line for line in said if line.startswith(start)], (start, said)
+    assert not (tree / "results" / "writeup").exists() and not (tree / "dvc.lock").exists()
+
+
+def test_enough_of_everything_gives_one_line_with_the_estimate(tree, tmp_path):
+    set_params(tree, estimate={"minutes": 12, "disk_gb": 0.5, "memory_gb": 0.5, "gpu_memory_gb": 0.0})
+    done = run_in(
+        tree, "containers/run", "venv:tools", "python", "-m", "tools.preflight", environment=without_docker(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "profile embedded: a whole run takes about 12 min, 0.5 GB of disk and 0.5 GB of memory; "
+        "what is up to date is skipped\n"
+    )
+
+
+@pytest.mark.parametrize("value", ["lots", None])
+def test_an_estimate_that_is_no_number_is_named(tree, value):
+    set_params(tree, estimate={"disk_gb": value})
+    done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "tools.preflight")
+    assert only_error(done) == f"error: params.yaml: estimate.disk_gb is {value!r}, want a value of type float"

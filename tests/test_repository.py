@@ -1,0 +1,200 @@
+"""The Triton model repository: NVIDIA's tensors, the right adapters, nothing that holds on one machine only."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import REPO, only_error, run_in, set_params
+
+from stages.repository import Repository, render
+from stages.stage import UserError
+
+# name -> (type, dims), as facts about NVIDIA's inflight_batcher_llm: what its clients may send, and get.
+TEXT = {
+    "text_input": ("STRING", "1"), "max_tokens": ("INT32", "1"), "min_tokens": ("INT32", "1"),
+    "bad_words": ("STRING", "-1"), "stop_words": ("STRING", "-1"), "exclude_input_in_output": ("BOOL", "1"),
+    "end_id": ("INT32", "1"), "pad_id": ("INT32", "1"), "top_k": ("INT32", "1"), "top_p": ("FP32", "1"),
+    "temperature": ("FP32", "1"), "seed": ("UINT64", "1"), "beam_width": ("INT32", "1"), "stream": ("BOOL", "1"),
+    "lora_task_id": ("UINT64", "1"), "text_output": ("STRING", "-1"),
+}  # fmt: skip
+TENSORS = {
+    "ensemble": TEXT,
+    "tensorrt_llm_bls": TEXT,
+    "preprocessing": {
+        "QUERY": ("STRING", "1"), "REQUEST_OUTPUT_LEN": ("INT32", "1"), "BAD_WORDS_DICT": ("STRING", "-1"),
+        "STOP_WORDS_DICT": ("STRING", "-1"), "END_ID": ("INT32", "1"), "PAD_ID": ("INT32", "1"),
+        "INPUT_ID": ("INT32", "-1"), "REQUEST_INPUT_LEN": ("INT32", "1"), "OUT_END_ID": ("INT32", "1"),
+        "OUT_PAD_ID": ("INT32", "1"),
+    },
+    "postprocessing": {
+        "TOKENS_BATCH": ("INT32", "-1, -1"), "SEQUENCE_LENGTH": ("INT32", "-1"), "OUTPUT": ("STRING", "-1"),
+    },
+    "tensorrt_llm": {
+        "input_ids": ("INT32", "-1"), "input_lengths": ("INT32", "1"), "request_output_len": ("INT32", "1"),
+        "min_tokens": ("INT32", "1"), "end_id": ("INT32", "1"), "pad_id": ("INT32", "1"),
+        "exclude_input_in_output": ("BOOL", "1"), "runtime_top_k": ("INT32", "1"), "runtime_top_p": ("FP32", "1"),
+        "temperature": ("FP32", "1"), "seed": ("UINT64", "1"), "beam_width": ("INT32", "1"), "streaming": ("BOOL", "1"),
+        "lora_task_id": ("UINT64", "1"), "output_ids": ("INT32", "-1, -1"), "sequence_length": ("INT32", "-1"),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def made(tree, tmp_path):
+    """made("lora") runs the stage in a copied tree that has a base model and two adapters; gives the output folder."""
+    results = tree / "results" / "embedded"
+    for name, text in {
+        "base_model/model/config.json": '{"max_position_embeddings": 8192}',
+        "finetune/lora/adapter/adapter_config.json": '{"r": 4}',
+        "finetune/qlora/adapter/adapter_config.json": '{"r": 8}',
+    }.items():
+        (results / name).parent.mkdir(parents=True)
+        (results / name).write_text(text)
+
+    def run(model, **parameters):
+        set_params(tree, repository=parameters)
+        run.done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.repository", model)
+        return results / "repository" / model
+
+    run.results = results
+    return run
+
+
+def test_every_tensor_has_the_name_the_type_and_the_shape_of_nvidias(made):
+    out = made("base")
+    assert made.done.returncode == 0, made.done.stderr
+    for model, known in TENSORS.items():
+        text = (out / "models" / model / "config.pbtxt").read_text()
+        declared = re.findall(r'name: "(\w+)" data_type: TYPE_(\w+) dims: \[ ([-\d, ]+) \]', text)
+        assert {name for name, _, _ in declared} == set(known), model
+        for name, kind, dims in declared:
+            # What preprocessing hands on of REQUEST_OUTPUT_LEN has a free length there.
+            assert (kind, dims) == known[name] or (name, dims) == ("REQUEST_OUTPUT_LEN", "-1"), (model, name)
+
+
+def test_the_lora_repository_numbers_the_adapters_from_one_and_the_base_repository_has_none(made):
+    out = made("lora")
+    assert json.loads((out / "adapters" / "1" / "adapter_config.json").read_text()) == {"r": 4}
+    assert json.loads((out / "adapters" / "2" / "adapter_config.json").read_text()) == {"r": 8}
+    assert json.loads((out / "repository.json").read_text())["adapters"] == {
+        "1": "results/embedded/finetune/lora/adapter",
+        "2": "results/embedded/finetune/qlora/adapter",
+    }
+    base = made("base")
+    assert not (base / "adapters").exists()
+    assert json.loads((base / "repository.json").read_text())["adapters"] == {}
+
+
+def test_paths_are_relative_to_each_model_so_that_the_repository_can_be_moved(made):
+    out = made("lora")
+    for config in out.glob("models/*/config.pbtxt"):
+        for path in re.findall(r'key: "\w+_dir" value: { string_value: "([^"]*)"', config.read_text()):
+            assert not path.startswith("/")
+            assert (config.parent / path).resolve() in (made.results / "base_model" / "model", out / "adapters")
+
+
+def test_parameters_reach_the_models_they_are_for(made):
+    out = made("base", max_batch_size=5, instances=3)
+    counts = {}
+    for config in out.glob("models/*/config.pbtxt"):
+        text = config.read_text()
+        assert "max_batch_size: 5" in text and "${" not in text
+        counts[config.parent.name] = re.findall(r"count: (\d)", text)
+    # One postprocessing: with more, the pieces of a stream come out of order. One engine: it batches.
+    one, three = ["1"], ["3"]
+    assert counts == {"ensemble": [], "preprocessing": three, "postprocessing": one, "tensorrt_llm": one,
+                      "tensorrt_llm_bls": three}  # fmt: skip
+
+
+def test_the_result_names_the_engine_as_a_stand_in_with_the_locked_version(made):
+    written = json.loads((made("base") / "repository.json").read_text())
+    locked = re.search(r"^transformers==(\S+)", (REPO / "containers/triton/requirements.txt").read_text(), re.MULTILINE)
+    assert written["engine"] == f"Transformers {locked[1]} continuous batching"
+    assert (written["engine_is_stand_in"], written["stands_in_for"]) == (True, "TensorRT-LLM")
+
+
+def test_a_second_run_leaves_nothing_of_the_first(made):
+    out = made("lora")
+    stale = out / "adapters" / "3"
+    stale.mkdir()
+    assert made("lora") == out and not stale.exists()
+
+
+def test_without_an_engine_the_result_says_that_nothing_was_built(made):
+    out = made("lora", engine="none")
+    assert made.done.returncode == 0, made.done.stderr
+    assert [path.name for path in out.iterdir()] == ["repository.json"]
+    written = json.loads((out / "repository.json").read_text())
+    assert (written["engine"], written["not_built"]) == (None, "params.yaml: repository.engine is none")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"engine": "tensorrtllm"},
+            "repository.engine is 'tensorrtllm'; its engine is built in the TensorRT-LLM container",
+        ),
+        ({"engine": "vllm"}, "repository.engine is 'vllm'; use one of transformers, tensorrtllm, none"),
+        ({"streaming": False}, "repository.streaming is false; the transformers engine batches only in decoupled mode"),
+        ({"instances": 0}, "repository.instances is 0; use 1 or more"),
+    ],
+)
+def test_a_parameter_that_cannot_be_built_is_one_line(made, parameters, message):
+    made("base", **parameters)
+    assert only_error(made.done).startswith(f"error: params.yaml: {message}")
+
+
+def test_a_lora_repository_without_adapters_says_who_makes_them(made):
+    for config in made.results.glob("finetune/*/adapter/adapter_config.json"):
+        config.unlink()
+    made("lora")
+    assert (
+        only_error(made.done) == "error: results/embedded/finetune: no adapter there; `dvc repro finetune` makes them"
+    )
+
+
+def test_a_placeholder_without_a_value_is_named():
+    with pytest.raises(UserError, match=r"T: no value for \$\{typo\}"):
+        render("a ${typo}", {}, Path("T"))
+    assert render("a ${b}", {"b": 1}, Path("T")) == "a 1"
+
+
+def test_unknown_parameters_are_refused():
+    with pytest.raises(TypeError):
+        Repository(engine="none", max_batch_size=1, instances=1, streaming=True, batching="v1")
+
+
+BOS_SCRIPT = """
+import json, sys, types
+from pathlib import Path
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+sys.modules["triton_python_backend_utils"] = types.ModuleType("triton_python_backend_utils")
+sys.path.insert(0, "containers/triton/model_repository/preprocessing/1")
+from model import TritonPythonModel
+
+model, out = Path(sys.argv[1]), Path(sys.argv[2])
+tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+for convention in ("none", "bos"):
+    if convention == "bos":
+        tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
+    tokenizer.save(str(out / "tokenizer.json"))
+    (out / "config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": [2, 0]}))
+    config = {"parameters": {"tokenizer_dir": {"string_value": "."}}}
+    triton = TritonPythonModel()
+    triton.initialize({"model_config": json.dumps(config), "model_repository": str(out)})
+    print(json.dumps([triton.encode(text) for text in ("Hello", "<|im_start|>Hello")]), triton.end)
+"""
+
+
+def test_a_prompt_gets_the_bos_of_the_tokenizers_convention_and_never_two(base_model, tmp_path):
+    command = ["containers/run", "venv:triton", "python", "-B", "-c", BOS_SCRIPT, base_model / "model", tmp_path]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    without, with_bos = done.stdout.splitlines()
+    assert without == "[[19556], [1, 19556]] 2"
+    assert with_bos == "[[1, 19556], [1, 19556]] 2"
