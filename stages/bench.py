@@ -12,7 +12,6 @@ outs before it runs: a sweep that was stopped goes on at the first point that is
 """
 
 import csv
-import hashlib
 import shutil
 import signal
 import sys
@@ -95,12 +94,6 @@ def prompts_command(p, work):
     return ["python3", "containers/client/prompts.py", *(str(word) for word in words)]
 
 
-def lock_sha256(image):
-    """The hash of the lock file behind a venv: image; None for an image that names itself by digest, or host:."""
-    lock = Path("containers") / image.removeprefix("venv:") / "requirements.txt"
-    return hashlib.sha256(lock.read_bytes()).hexdigest() if image.startswith("venv:") else None
-
-
 def key(p, server, images):
     """What a finished point depends on: with another key it is measured again."""
     unrelated = ("servers", "concurrency", "ready_seconds", "point_seconds")
@@ -108,7 +101,7 @@ def key(p, server, images):
     files = [results("machine") / "machine.json", Path(__file__)]
     for folder in (results("base_model") / "model", *server.served):
         files += [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
-    settings = [params, [str(path) for path in files], [(image, lock_sha256(image)) for image in images]]
+    settings = [params, [str(path) for path in files], images]
     return fingerprint(settings, files)
 
 
@@ -191,9 +184,7 @@ def what_was_asked(p, server, model, images):
         "server": server,
         "model": model,
         "server_image": images[0],
-        "server_lock_sha256": lock_sha256(images[0]),
         "client_image": images[1],
-        "client_lock_sha256": lock_sha256(images[1]),
         "base_model": {name: base[name] for name in ("name", "weights", "parameters")},
         "input_tokens_asked": p.input_tokens,
         "output_tokens_asked": p.output_tokens,
