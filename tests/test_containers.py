@@ -69,6 +69,7 @@ def test_signals_reach_the_command_and_no_process_stands_between(tree, image, se
         ("pytorch", "'pytorch' is no image reference; use venv:NAME, host: or docker://NAME:TAG@sha256:DIGEST"),
         ("nvcr.io/nvidia/pytorch:25.09-py3", "is no image reference"),
         ("venv:pytroch", "venv:pytroch has no lock file; use one of: client pytorch tools"),
+        ("venv:tools@0123456789ab", "the lock of tools is another than venv:tools@0123456789ab; `make lock` writes"),
         ("docker://example.org/a:1", "docker://example.org/a:1 has no digest; pin it as NAME:TAG@sha256:..."),
         ("docker://example.org/a:1@sha256:UNRESOLVED", "has no digest yet; `make lock` resolves it"),
     ],
