@@ -49,13 +49,14 @@ def from_wheel(p):
 
 def from_shape(p):
     """The exact shape of data/shapes/<shape>.json with seeded random bf16 weights. Returns (model, tokenizer)."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     path = Path("data/shapes") / f"{p.shape}.json"
     if not path.exists():
         known = ", ".join(sorted(shape.stem for shape in path.parent.glob("*.json")))
         raise UserError(f"params.yaml: base_model.shape is {p.shape!r}; use one of {known}")
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     config = AutoConfig.for_model(**json.loads(path.read_text()))
     torch.manual_seed(p.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"  # 7 B normal draws: seconds on a GPU, minutes on a CPU

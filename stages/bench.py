@@ -98,7 +98,7 @@ def key(p, server, images):
     """What a finished point depends on: with another key it is measured again."""
     unrelated = ("servers", "concurrency", "ready_seconds", "point_seconds")
     params = {name: value for name, value in asdict(p).items() if name not in unrelated}
-    files = [results("machine") / "machine.json", Path(__file__)]
+    files = [results("machine") / "machine.json", Path(__file__), Path(__file__).with_name("points.py")]
     for folder in (results("base_model") / "model", *server.served):
         files += [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
     settings = [params, [str(path) for path in files], images]

@@ -56,7 +56,12 @@ def completion_text(template, output):
 def read_rows(path):
     """Every row of a JSON Lines file as {"instruction", "output"}; UserError names all bad lines."""
     rows, bad, seen = [], [], {}
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it, nothing was written") from None
+    # Not splitlines(): a text may hold U+2028 or U+0085, which JSON allows and which end no row.
+    for number, line in enumerate(lines if lines != [""] else [], start=1):
         row, reason = read_row(line)
         if reason is None:
             key = (row["instruction"], row["output"])

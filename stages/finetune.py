@@ -13,6 +13,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -66,13 +67,14 @@ def with_arm(p, variant):
         known = [m for m in METHODS] + [f"{m}-{a}" for a in p.arms for m in METHODS]
         raise UserError(f"params.yaml: finetune has no variant {variant!r}; use one of {', '.join(known)}")
     patch = p.arms[arm] if arm else {}
+    if not isinstance(patch, dict):
+        raise UserError(f"params.yaml: finetune.arms.{arm} is {patch!r}, want parameters as key: value")
     for key, value in patch.items():
         if key not in {field.name for field in dataclasses.fields(p)} - {"variants", "arms"}:
             raise UserError(f"params.yaml: finetune.arms.{arm}.{key} is no parameter of finetune")
-        if type(value) is not type(getattr(p, key)):
-            raise UserError(
-                f"params.yaml: finetune.arms.{arm}.{key} is {value!r}, want {type(getattr(p, key)).__name__}"
-            )
+        kind = type(getattr(p, key))
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"params.yaml: finetune.arms.{arm}.{key} is {value!r}, want {kind.__name__}")
     return method, dataclasses.replace(p, **patch)
 
 
@@ -110,13 +112,12 @@ def summary(rows):
     """What the steps say: median step time (the first step, which warms up, left out), losses, tokens trained."""
     losses = [row["loss"] for row in rows if "loss" in row]
     evals = [row["eval_loss"] for row in rows if "eval_loss" in row]
-    seconds = sorted(row["seconds"] for row in rows[1:] if "seconds" in row)
-    median = seconds[len(seconds) // 2] if seconds else None
+    seconds = [row["seconds"] for row in rows[1:] if "seconds" in row]
     tokens = max((row["tokens"] for row in rows if "tokens" in row), default=None)
     total = sum(row["seconds"] for row in rows if "seconds" in row)
     return {
         "optimizer_steps": rows[-1]["step"],
-        "seconds_per_step_median": median,
+        "seconds_per_step_median": statistics.median(seconds) if seconds else None,
         "step_seconds_total": total,
         "trained_tokens": tokens,
         "tokens_per_second": tokens / total if tokens else None,
@@ -136,9 +137,11 @@ def main():
 
     settings = {key: value for key, value in dataclasses.asdict(p).items() if key not in ("variants", "arms")}
     inputs = [results("base_model") / "model" / "config.json", *sorted((results("dataset") / p.template).iterdir())]
-    work = work_dir(f"finetune-{variant}", fingerprint([settings, dataclasses.asdict(lora), base["revision"]], inputs))
-    rows = -(-data["train_rows"] * p.epochs // (p.micro_batch * p.accumulation))
-    print(f"finetune {variant}: {p.max_steps or rows} steps of {p.micro_batch} x {p.accumulation} rows", flush=True)
+    # Random weights of another seed have the same config: what names the model belongs to the key of the work too.
+    model = [base[key] for key in ("name", "source", "revision", "shape", "seed")]
+    work = work_dir(f"finetune-{variant}", fingerprint([settings, dataclasses.asdict(lora), model], inputs))
+    steps = p.max_steps or p.epochs * -(-data["train_rows"] // (p.micro_batch * p.accumulation))
+    print(f"finetune {variant}: {steps} steps of {p.micro_batch} x {p.accumulation} rows", flush=True)
 
     with MemorySampler() as memory:
         trainer = make_trainer(
@@ -171,6 +174,8 @@ def main():
             "train_seconds": None if resumed else trained,
             "resumed_from_step": int(resumed.name.split("-")[1]) if resumed else None,
             **summary(steps),
+            # The trainer counts tokens from zero when it goes on from a checkpoint.
+            **({"trained_tokens": None, "tokens_per_second": None} if resumed else {}),
             "dataset_rows": data["dataset_rows"],
             "train_rows": data["train_rows"],
             "memory": memory.summary(),

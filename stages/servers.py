@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from stages.stage import UserError, flags, read_json, results
 
 URL = "http://127.0.0.1:8000"
+ADAPTERS = ("lora", "qlora")  # variants of the fine-tuning; the first is the one that RUN=...-lora asks for
 SHARED_MEMORY = "bench_triton_"  # begins the names of Triton's regions in /dev/shm
 
 
@@ -40,7 +41,7 @@ class Triton:
         ports = dict(zip(("http-port", "grpc-port", "metrics-port"), self.ports, strict=True))
         models = results("repository") / self.model / "models"
         memory = f"python,shm-region-prefix-name={SHARED_MEMORY}"
-        words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 5, "backend-config": memory}
+        words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 20, "backend-config": memory}
         return ["tritonserver", *flags(words)]
 
     def client(self, output_tokens):
@@ -79,11 +80,11 @@ class Vllm:
         """Name -> folder of the adapters there are; UserError where RUN needs one and there is none."""
         if self.model == "base":
             return {}
-        found = results("finetune").glob("*/adapter/adapter_config.json")
-        made = {path.parent.parent.name: path.parent for path in found}
+        folders = {name: results("finetune") / name / "adapter" for name in ADAPTERS}
+        made = {name: folder for name, folder in folders.items() if (folder / "adapter_config.json").exists()}
         if self.model not in made:
-            raise UserError(f"{results('finetune') / self.model / 'adapter'}: no adapter there; `dvc repro` makes it")
-        return dict(sorted(made.items()))
+            raise UserError(f"{folders[self.model]}: no adapter there; `dvc repro finetune` makes it")
+        return made
 
     def not_built(self):
         return None

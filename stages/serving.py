@@ -2,7 +2,6 @@
 Start a server or a client, watch it, and stop everything it started.
 """
 
-import ctypes
 import os
 import shutil
 import signal
@@ -32,40 +31,49 @@ def is_ready(url):
 
 def check_ports(ports):
     """UserError naming the program behind the first port that is taken: we would measure that one."""
-    import psutil
-
     for port in ports:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
-                continue
             except OSError:
-                pass
-        listening = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port]
-        owners = [f"{psutil.Process(one.pid).name()} (process {one.pid})" for one in listening if one.pid]
-        raise UserError(f"port {port} is taken by {(owners or ['another program'])[0]}; stop it first")
+                raise UserError(f"port {port} is taken by {holder(port)}; stop it first") from None
 
 
-def end_with_parent():
-    # Even when this stage is killed with SIGKILL, the kernel tells the server to stop.
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1: PR_SET_PDEATHSIG
+def holder(port):
+    """The program that listens on a port, as far as this user may know."""
+    import psutil
+
+    listening = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port]
+    names = [f"{psutil.Process(one.pid).name()} (process {one.pid})" for one in listening if one.pid]
+    return names[0] if names else "another program"
 
 
 @contextmanager
 def started(command, log):
     """A running program in a session of its own, so that all its processes can be stopped; its output goes to `log`."""
-    process = None
+    process = guard = None
     try:
         with open(log, "ab") as sink:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
-                preexec_fn=end_with_parent,
-            )  # fmt: skip
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        guard = guarding(process)
         yield process
     finally:
         if process:
             stop(process)
+        if guard:
+            guard.kill()
+            guard.communicate()
+
+
+def guarding(process):
+    """A shell that ends the program when this stage is gone without having done so, killed by SIGKILL for instance:
+    its standard input ends then."""
+    group = f"-- -{process.pid} 2>/dev/null"
+    script = f"read -r _; kill -TERM {group}; sleep {ORPHAN_SECONDS}; kill -KILL {group}"
+    return subprocess.Popen(["bash", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
 
 
 def stop(process):

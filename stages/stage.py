@@ -41,7 +41,8 @@ def read_params(cls, path="params.yaml"):
     A field typed `float` takes an integer too. Raises UserError with the file, the key and its value.
     """
     section = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
-    given = load_yaml(path).get(section)
+    sections = load_yaml(path)
+    given = sections.get(section) if isinstance(sections, dict) else None
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
 
     if not isinstance(given, dict):
@@ -144,14 +145,20 @@ def installed(name):
 
 
 def gpus():
-    """Every NVIDIA GPU as {name, memory_mib, driver}; an empty list without one."""
+    """Every NVIDIA GPU as {name, memory_mib, driver}; an empty list without one.
+
+    memory_mib is None where the GPU shares the machine's memory: nvidia-smi says [N/A] there (GB10).
+    """
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
     except (FileNotFoundError, subprocess.CalledProcessError):
         return []
     rows = [[part.strip() for part in line.split(",")] for line in lines]
-    return [{"name": name, "memory_mib": int(memory), "driver": driver} for name, memory, driver in rows]
+    return [
+        {"name": name, "memory_mib": int(memory) if memory.isdigit() else None, "driver": driver}
+        for name, memory, driver in rows
+    ]
 
 
 def flags(options):

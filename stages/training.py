@@ -6,7 +6,7 @@ import json
 import time
 
 from stages import packing
-from stages.stage import results
+from stages.stage import UserError, results
 
 
 def load_base(method, attention="sdpa"):
@@ -89,6 +89,10 @@ def make_trainer(p, lora, method, checkpoints, callback):
     set_seed(p.seed)
     packing.register()
     model, tokenizer = load_base(method, packing.ATTENTION if p.padding_free else "sdpa")
+    modules = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    if unknown := [name for name in lora.target_modules if name not in modules]:
+        # peft passes over a name as long as another one matches.
+        raise UserError(f"params.yaml: lora.target_modules has {unknown[0]!r}, which is no module of this model")
     trainer = SFTTrainer(
         model=model,
         args=sft_config(p, checkpoints),

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.stage import UserError, read_params, results, run, write_metrics
+from stages.stage import UserError, read_json, read_params, results, run, write_metrics
 
 GB = 1e9  # the writeup's unit: 10^9 bytes
 
@@ -79,13 +79,13 @@ def predict(config, lora):
     """
     count = parameter_counts(config)
     total, adapter = sum(count.values()), adapter_parameters(config, lora)
-    frozen_4bit = count["linear"] * NF4_DOUBLE + (count["embedding"] + count["norm"]) * FP32
+    # TRL 0.25 leaves the norms in fp32 under QLoRA, embeddings and head in bf16.
+    frozen_4bit = count["linear"] * NF4_DOUBLE + count["embedding"] * BF16 + count["norm"] * FP32
     methods = {
         "full": terms(total * BF16, 0, total * BF16, total * ADAM_FP32),
         # peft keeps the adapter of a bf16 model in fp32, so its gradients and moments are too.
         "lora": terms(total * BF16, adapter * FP32, adapter * FP32, adapter * ADAM_8BIT),
-        # TRL casts embeddings, head and norms to fp32 under QLoRA, and the adapter to bf16.
-        "qlora": terms(frozen_4bit, adapter * BF16, adapter * BF16, adapter * ADAM_8BIT),
+        "qlora": terms(frozen_4bit, adapter * FP32, adapter * FP32, adapter * ADAM_8BIT),
     }
     for name, entry in methods.items():
         trainable = total if name == "full" else adapter
@@ -137,7 +137,7 @@ def main():
     p, lora = read_params(Vram), read_params(Lora)
     out = results("vram")
     models = {name: predict(read_config(Path("data/shapes") / f"{name}.json"), lora) for name in p.shapes}
-    base = json.loads((results("base_model") / "metrics.json").read_text())["name"]
+    base = read_json(results("base_model") / "metrics.json")["name"]
     models[base] = predict(read_config(results("base_model") / "model" / "config.json"), lora)
     write_metrics(out / "vram.json", {"r": lora.r, "target_modules": lora.target_modules, "models": models})
     (out / "vram.md").write_text(as_markdown(models))

@@ -259,8 +259,10 @@ def test_a_program_that_ignores_the_signal_is_killed_with_its_children(tmp_path,
     monkeypatch.setattr(serving, "STOP_SECONDS", 0.5)
     stubborn = "trap '' TERM; sleep 600 & sleep 600"
     with serving.started(["bash", "-c", stubborn], tmp_path / "log") as process:
-        while len(serving.session(process)) < 3:
+        deadline = time.monotonic() + 5
+        while len(serving.session(process)) < 3 and time.monotonic() < deadline:
             time.sleep(0.02)
+        assert len(serving.session(process)) == 3
     assert serving.session(process) == []
 
 

@@ -19,7 +19,7 @@ from stages.stage import load_yaml, read_params
 from tools.profile import changes
 
 PROFILES = sorted(path.stem for path in (REPO / "profiles").glob("*.yaml"))
-REFERENCE = r"venv:[\w-]+@[0-9a-f]{12}|host:|docker://[\w./-]+:[\w.-]+@sha256:(?:[0-9a-f]{64}|UNRESOLVED)"
+REFERENCE = r"venv:tools|venv:[\w-]+@[0-9a-f]{12}|host:|docker://[\w./-]+:[\w.-]+@sha256:(?:[0-9a-f]{64}|UNRESOLVED)"
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +422,7 @@ def test_make_help_lists_every_target_with_its_cost():
 def test_what_the_readme_names_is_there():
     readme = text("README.md")
     targets = set(re.search(r"(?m)^\.PHONY: (.*)$", text("Makefile")).group(1).split())
-    assert set(re.findall(r"\bmake ([a-z]+)(?= |`|$)", readme, re.M)) - targets == set()
+    assert set(re.findall(r"(?m)(?:`|^)make ([a-z]+)", readme)) - targets == set()
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme) if not link.startswith("http")]
     assert links and [link for link in links if not (REPO / link).exists()] == []
 

@@ -67,9 +67,14 @@ def with_digests(text, resolve):
 
 
 def with_locks(text):
-    """images.yaml's text with the first 12 digits of each lock's sha256 behind its environment's name."""
+    """images.yaml's text with the first 12 digits of each lock's sha256 behind its environment's name.
+
+    tools goes without: it starts the others, and a new ruff there should not measure everything again.
+    """
 
     def locked(match):
+        if match.group(1) == "tools":
+            return "venv:tools"
         lock = Path("containers") / match.group(1) / "requirements.txt"
         return f"venv:{match.group(1)}@{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
 

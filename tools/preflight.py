@@ -34,7 +34,8 @@ def missing_resources(p, free_disk_gb, machine_memory_gib, cards):
             f"memory: this machine has {machine_memory_gib} GiB, {p.memory_gb:g} GB are needed; "
             "a smaller finetune.micro_batch in params.yaml takes less"
         )
-    largest = max((card["memory_mib"] * 2**20 / 1e9 for card in cards), default=0)
+    # A GPU that shares the machine's memory has no figure of its own, and is held to the line above.
+    largest = max(((card["memory_mib"] or machine_memory_gib * 1024) * 2**20 / 1e9 for card in cards), default=0)
     if p.gpu_memory_gb and not cards:
         missing.append("GPU: nvidia-smi finds none; `make reproduce PROFILE=embedded` needs none")
     elif largest < p.gpu_memory_gb:

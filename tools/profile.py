@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+import yaml
+
 from stages.stage import UserError, load_yaml, run
 
 PARAMS = Path("params.yaml")
@@ -24,7 +26,8 @@ def as_yaml(value):
     if isinstance(value, float):
         return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
     plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w./= -]*( \(.*\))?", value)
-    return value if plain else json.dumps(value)
+    # `no`, `true` and `null` would be read as something else than words.
+    return value if plain and yaml.safe_load(value) == value else json.dumps(value, ensure_ascii=False)
 
 
 def set_value(text, section, key, value):
