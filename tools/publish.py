@@ -16,8 +16,8 @@ from stages.stage import UserError, load_yaml, made_by, read_json, run, write_js
 
 SMALL = {".json", ".csv", ".md", ".svg", ".png"}
 MAX_BYTES = 500_000
-# Folders whose small files are a tool's own output or belong to weights.
-LEFT_OUT = {"model", "models", "adapter", "adapters", "raw", "report", "corrected", "published"}
+# Folders whose small files are a tool's own output, belong to weights, or are made anew from the others.
+LEFT_OUT = {"model", "models", "adapter", "adapters", "raw", "claims", "report", "corrected", "published"}
 
 
 def small_files(folder):
