@@ -40,8 +40,9 @@ class Triton:
         local = {f"{protocol}-address": "127.0.0.1" for protocol in ("http", "grpc", "metrics")}
         ports = dict(zip(("http-port", "grpc-port", "metrics-port"), self.ports, strict=True))
         models = results("repository") / self.model / "models"
+        # A client that was stopped leaves its request in flight in Triton 2.51's ensembles: do not wait long for it.
         memory = f"python,shm-region-prefix-name={SHARED_MEMORY}"
-        words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 20, "backend-config": memory}
+        words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 10, "backend-config": memory}
         return ["tritonserver", *flags(words)]
 
     def client(self, output_tokens):

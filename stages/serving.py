@@ -71,9 +71,9 @@ def started(command, log):
 def guarding(process):
     """A shell that ends the program when this stage is gone without having done so, killed by SIGKILL for instance:
     its standard input ends then."""
-    group = f"-- -{process.pid} 2>/dev/null"
-    script = f"read -r _; kill -TERM {group}; sleep {ORPHAN_SECONDS}; kill -KILL {group}"
-    return subprocess.Popen(["bash", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
+    script = f"read -r _; kill -TERM -- -{process.pid}; sleep {ORPHAN_SECONDS}; kill -KILL -- -{process.pid}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(["bash", "-c", script], stdin=subprocess.PIPE, start_new_session=True, **quiet)
 
 
 def stop(process):
