@@ -414,7 +414,7 @@ def test_every_dvc_command_that_make_runs_is_one():
 
 def test_make_help_lists_every_target_with_its_cost():
     targets = set(re.search(r"(?m)^\.PHONY: (.*)$", text("Makefile")).group(1).split())
-    done = subprocess.run(["make", "help"], cwd=REPO, capture_output=True, text=True)
+    done = subprocess.run(["make", "--no-print-directory", "help"], cwd=REPO, capture_output=True, text=True)
     listed = {line.split()[0]: line for line in done.stdout.splitlines()}
     assert listed.keys() == targets
     assert [name for name in targets - {"help"} if not re.search(r"second|minute|min,|hour", listed[name])] == []
