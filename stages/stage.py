@@ -4,6 +4,7 @@ for a change to this file makes DVC run every stage again.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -171,11 +172,15 @@ def flags(options):
 
 
 def run(main):
-    """Run a stage's main(); a UserError ends it with one line on stderr and exit code 1, Ctrl-C with 130."""
+    """Run a stage's main(); a UserError or a full disk ends it with one line and exit code 1, Ctrl-C with 130."""
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        sys.exit("error: the disk is full; free some space and run the same command again, what was finished is kept")
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; run the same command again to go on", file=sys.stderr)
         sys.exit(130)

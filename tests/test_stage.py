@@ -213,3 +213,14 @@ def test_ctrl_c_ends_a_stage_with_130_and_says_how_to_go_on():
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 130
     assert done.stderr.strip() == "stopped by Ctrl-C; run the same command again to go on"
+
+
+def test_a_full_disk_ends_a_stage_with_one_line_and_leaves_the_old_result_whole(tree):
+    folder = tree / "results" / "embedded" / "machine"
+    folder.mkdir(parents=True)
+    (folder / "machine.json").write_text("the old one")
+    (folder / "machine.json.part").symlink_to("/dev/full")  # every write there fails as on a full disk
+    done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.machine")
+    assert done.returncode == 1
+    assert only_error(done).startswith("error: the disk is full; free some space")
+    assert (folder / "machine.json").read_text() == "the old one"
