@@ -78,7 +78,7 @@ def test_make_reproduce_lists_all_that_is_missing_and_starts_nothing(tree, tmp_p
     assert done.returncode != 0 and "Traceback" not in done.stderr
     said = [line.strip() for line in done.stderr.splitlines()]
     assert said[0] == "error: profile writeup cannot run here:"
-    for start in ("Docker: ", "image: nvcr.io/", "disk: ", "memory: ", "GPU: "):
+    for start in ("Docker: ", "image: nvcr.io/", "engine: ", "disk: ", "memory: ", "GPU: "):
         assert [line for line in said if line.startswith(start)], (start, said)
     assert not (tree / "results" / "writeup").exists()
     assert (tree / "dvc.lock").read_bytes() == Path("dvc.lock").read_bytes()

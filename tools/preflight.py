@@ -55,6 +55,16 @@ def missing_images(images, docker_answers):
     return missing
 
 
+def missing_stages(engine):
+    """What the pipeline itself cannot do yet with this repository.engine: said before hours of training, not after."""
+    if engine != "tensorrtllm":
+        return []
+    return [
+        "engine: the stage that builds the TensorRT-LLM engine is not there yet; "
+        "repository.engine none and bench.servers [vllm] in params.yaml run everything else"
+    ]
+
+
 def docker_answers():
     """True when a Docker engine can be reached."""
     return (
@@ -66,6 +76,7 @@ def main():
     p = read_params(Estimate)
     profile = load_yaml("params.yaml")["profile"]
     missing = missing_images(load_yaml("containers/images.yaml")["images"], docker_answers())
+    missing += missing_stages(load_yaml("params.yaml")["repository"]["engine"])
     # Once a whole run stands here, its environments and results do too: a re-run takes little more room.
     disk = Estimate(**{**p.__dict__, "disk_gb": 1.0}) if (results("report") / "index.html").exists() else p
     free = shutil.disk_usage(".").free / 1e9
