@@ -6,22 +6,27 @@ in:   results/<profile>/base_model/model/, results/<profile>/dataset/
 out:  results/<profile>/finetune/VARIANT/adapter/      the adapter with the best validation loss
       results/<profile>/finetune/VARIANT/metrics.json  time, memory, losses, what was proven about the settings
       results/<profile>/finetune/VARIANT/steps.csv     one line an optimiser step
+With finetune.gpus above 1 the stage starts itself once a GPU; the first one writes the results.
 Checkpoints stand in .work/ until the run is whole: after a kill, the same command goes on from the last one.
 """
 
 import csv
 import dataclasses
+import itertools
 import json
+import os
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
 
 from stages.memory import MemorySampler
 from stages.proofs import prove
+from stages.speed import utilisation
 from stages.stage import UserError, fingerprint, read_json, read_params, results, run, work_dir, write_metrics
-from stages.training import make_trainer, progress_callback
+from stages.training import attention_kernels, make_trainer, progress_callback
 
 METHODS = ("lora", "qlora")
 STARTED = time.monotonic()
@@ -44,6 +49,7 @@ class Finetune:
     max_steps: int
     micro_batch: int
     accumulation: int
+    gpus: int
     learning_rate: float
     schedule: str
     warmup_steps: int
@@ -113,7 +119,12 @@ def summary(rows):
     losses = [row["loss"] for row in rows if "loss" in row]
     evals = [row["eval_loss"] for row in rows if "eval_loss" in row]
     seconds = [row["seconds"] for row in rows[1:] if "seconds" in row]
-    tokens = max((row["tokens"] for row in rows if "tokens" in row), default=None)
+    logged = [n for n, row in enumerate(rows) if "tokens" in row]
+    tokens = rows[logged[-1]]["tokens"] if logged else None
+    rates = [  # of the stretches from one log line to the next: the first one, which warms up, counts to no stretch
+        (rows[b]["tokens"] - rows[a]["tokens"]) / sum(row["seconds"] for row in rows[a + 1 : b + 1])
+        for a, b in itertools.pairwise(logged)
+    ]
     total = sum(row["seconds"] for row in rows if "seconds" in row)
     return {
         "optimizer_steps": rows[-1]["step"],
@@ -121,11 +132,24 @@ def summary(rows):
         "step_seconds_total": total,
         "trained_tokens": tokens,
         "tokens_per_second": tokens / total if tokens else None,
+        "tokens_per_second_median": statistics.median(rates) if rates else None,
         "train_loss_first": losses[0] if losses else None,
         "train_loss_last": losses[-1] if losses else None,
         "eval_loss_first": evals[0] if evals else None,
         "eval_loss_best": min(evals) if evals else None,
     }
+
+
+def on_several_gpus(p, variant):
+    """Run this stage once a GPU, as processes that find each other through torchrun's variables."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < p.gpus:
+        raise UserError(f"params.yaml: finetune.gpus is {p.gpus}; this machine has {torch.cuda.device_count()}")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(p.gpus)]
+    done = subprocess.run([*launch, "-m", "stages.finetune", variant])
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 def main():
@@ -140,8 +164,13 @@ def main():
     # Random weights of another seed have the same config: what names the model belongs to the key of the work too.
     model = [base[key] for key in ("name", "source", "revision", "shape", "seed")]
     work = work_dir(f"finetune-{variant}", fingerprint([settings, dataclasses.asdict(lora), model], inputs))
-    steps = p.max_steps or p.epochs * -(-data["train_rows"] // (p.micro_batch * p.accumulation))
-    print(f"finetune {variant}: {steps} steps of {p.micro_batch} x {p.accumulation} rows", flush=True)
+    if p.gpus > 1 and "RANK" not in os.environ:
+        return on_several_gpus(p, variant)
+    first = os.environ.get("RANK", "0") == "0"
+    steps = p.max_steps or p.epochs * -(-data["train_rows"] // (p.micro_batch * p.accumulation * p.gpus))
+    if first:
+        each = f" on each of {p.gpus} GPUs" if p.gpus > 1 else ""
+        print(f"finetune {variant}: {steps} steps of {p.micro_batch} x {p.accumulation} rows{each}", flush=True)
 
     with MemorySampler() as memory:
         trainer = make_trainer(
@@ -150,17 +179,21 @@ def main():
         memory.mark("load")
         proofs = prove(trainer, p, lora, method)
         resumed = last_whole_checkpoint(work / "checkpoints")
-        if resumed:
+        if resumed and first:
             print(f"finetune {variant}: going on from {resumed.name}", flush=True)
         begun = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        with attention_kernels(p):
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         trained = time.monotonic() - begun
 
+    if not first:
+        return
     out = results("finetune") / variant
     out.mkdir(parents=True, exist_ok=True)
     trainer.model.save_pretrained(out / "adapter")
     steps = read_steps(work / "steps")
     write_steps(out / "steps.csv", steps)
+    found = summary(steps)
     write_metrics(
         out / "metrics.json",
         {
@@ -173,9 +206,10 @@ def main():
             "wall_seconds": None if resumed else time.monotonic() - STARTED,
             "train_seconds": None if resumed else trained,
             "resumed_from_step": int(resumed.name.split("-")[1]) if resumed else None,
-            **summary(steps),
+            **found,
             # The trainer counts tokens from zero when it goes on from a checkpoint.
             **({"trained_tokens": None, "tokens_per_second": None} if resumed else {}),
+            **utilisation(trainer.model, found["tokens_per_second_median"], p.gpus),
             "dataset_rows": data["dataset_rows"],
             "train_rows": data["train_rows"],
             "memory": memory.summary(),

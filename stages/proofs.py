@@ -61,8 +61,8 @@ def check(facts, p, lora, method):
         (facts["completion_tokens_learned"] > 0, "no token of the completion is learned"),
         (facts["ends_with_eos"], "a row does not end with EOS"),
         (
-            facts["effective_batch_rows"] == p.micro_batch * p.accumulation,
-            f"a step takes {facts['effective_batch_rows']} rows, not {p.micro_batch} x {p.accumulation}",
+            facts["effective_batch_rows"] == p.micro_batch * p.accumulation * p.gpus,
+            f"a step takes {facts['effective_batch_rows']} rows, not {p.micro_batch} x {p.accumulation} x {p.gpus}",
         ),
     ]
     for holds, what in claims:

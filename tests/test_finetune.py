@@ -102,12 +102,14 @@ def test_a_finished_run_leaves_no_checkpoints(trained, small_tree):
 @pytest.fixture(scope="module")
 def afterwards(trained, small_tree, tmp_path_factory):
     """What is tried once the tiny model is trained; see each function or probe."""
-    names = ["adapters", "packed", "resumed", "partly_matching_targets"]
+    names = ["adapters", "packed", "resumed", "partly_matching_targets", "one_process", "two_processes"]
     found = at_once(
         partial(probe, small_tree, "venv:pytorch", "adapter", "lora", "qlora"),
         partial(probe, small_tree, "venv:pytorch", "packed"),
         partial(stop_and_resume, untrained_copy(small_tree, tmp_path_factory.mktemp("resumed"))),
         partial(aim_at_a_missing_module, untrained_copy(small_tree, tmp_path_factory.mktemp("targets"))),
+        partial(train_by, 1, untrained_copy(small_tree, tmp_path_factory.mktemp("one"))),
+        partial(train_by, 2, untrained_copy(small_tree, tmp_path_factory.mktemp("two"))),
     )
     return dict(zip(names, found, strict=True))
 
@@ -141,6 +143,14 @@ def aim_at_a_missing_module(tree):
     """peft adapts q_proj and passes over the other in silence."""
     set_params(tree, lora={"target_modules": ["q_proj", "W_pack"]})
     return run_in(tree, *COMMAND, "lora", environment=ONE_THREAD)
+
+
+def train_by(processes, tree):
+    """LoRA without dropout, whose masks no two layouts share, by one process or several; 4 rows a step."""
+    set_params(tree, lora={"dropout": 0.0}, finetune={"gpus": processes, "micro_batch": 2 // processes})
+    done = run_in(tree, *COMMAND, "lora", environment=ONE_THREAD)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return tree / "results" / "embedded" / "finetune" / "lora", done.stdout
 
 
 @pytest.fixture
@@ -192,6 +202,27 @@ def test_rows_end_to_end_say_what_the_padded_batch_says(afterwards):
     assert found["losses"][1] == pytest.approx(found["losses"][0], rel=1e-3)
     # bf16 has 8 bits; rows that see each other differ by far more.
     assert found["packed"] < 0.05 and found["forgotten"] > 1
+
+
+def test_no_row_of_a_packed_batch_sees_another(afterwards):
+    assert afterwards["packed"]["untouched"] == [True, False]  # to the bit, when the last row is another
+
+
+def test_lora_at_a_widened_rank_gives_the_same_loss_and_gradients(afterwards):
+    narrow, wide, gradients = afterwards["packed"]["ranks"]
+    assert wide == pytest.approx(narrow, rel=1e-5) and gradients < 0.01
+
+
+def test_two_processes_take_the_steps_of_one(afterwards):
+    (one, _), (two, said) = afterwards["one_process"], afterwards["two_processes"]
+    ours, theirs = steps_of(two), steps_of(one)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for row, other in zip(ours, theirs, strict=True):
+        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=2e-3), row["step"]
+    found, alone = (read_json(folder / "metrics.json") for folder in (two, one))
+    assert found["proofs"]["effective_batch_rows"] == alone["proofs"]["effective_batch_rows"] == 4
+    assert found["trained_tokens"] == alone["trained_tokens"]
+    assert said.count("step 8 of 8") == 1  # the second process is silent
 
 
 # Pure functions.
@@ -341,7 +372,7 @@ def test_facts_that_agree_with_the_parameters_pass(p):
         ("prompt_tokens_learned", 5, "the prompt's tokens are learned too"),
         ("completion_tokens_learned", 0, "no token of the completion is learned"),
         ("ends_with_eos", False, "a row does not end with EOS"),
-        ("effective_batch_rows", 8, "a step takes 8 rows, not 8 x 2"),
+        ("effective_batch_rows", 8, "a step takes 8 rows, not 8 x 2 x 1"),
     ],
 )
 def test_a_setting_without_effect_stops_the_stage(p, fact, value, says):

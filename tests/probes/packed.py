@@ -1,5 +1,5 @@
-"""packed.py: what the tiny model says of four rows of different lengths: padded, end to end, and end to end with the
-rows' bounds forgotten (as if they were one row)."""
+"""packed.py: what the tiny model says of four rows of different lengths: padded, end to end, end to end with the rows'
+bounds forgotten (as if they were one row), with another last row; and what LoRA's products give at rank 4 and 8."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from stages.finetune import Finetune, Lora
 from stages.stage import read_params
-from stages.training import make_trainer
+from stages.training import make_trainer, widen_rank
 
 p = dataclasses.replace(read_params(Finetune), micro_batch=4)
 lora = dataclasses.replace(read_params(Lora), dropout=0.0)
@@ -28,7 +28,20 @@ def difference(ours, theirs):
     return float((ours - theirs).abs().max() / theirs.std())
 
 
-with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+def step(trainer, batch):
+    """Loss and adapter gradients of one batch, with an adapter whose B is no longer zero."""
+    torch.manual_seed(0)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.1)
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, dict(batch))
+    loss.backward()
+    gradients = [weight.grad.flatten() for weight in trainer.model.parameters() if weight.grad is not None]
+    return float(loss), torch.cat(gradients)
+
+
+with tempfile.TemporaryDirectory() as folder, torch.no_grad():
     padded, packed = trainer_of(False, folder), trainer_of(True, folder)
     rows = [padded.train_dataset[n] for n in range(4)]
     lengths = [len(row["input_ids"]) for row in rows]
@@ -39,6 +52,14 @@ with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
     total = sum(lengths)
     forgotten = {**other, "cu_seq_lens_q": torch.tensor([0, total], dtype=torch.int32), "max_length_q": total}
     _, third = packed.compute_loss(packed.model, forgotten, return_outputs=True)
+    tokens = other["input_ids"].clone()
+    tokens[0, -lengths[-1] :] = tokens[0, -lengths[-1] :].flip(0)
+    _, fourth = packed.compute_loss(packed.model, {**other, "input_ids": tokens}, return_outputs=True)
+    same = (fourth.logits[0] == second.logits[0]).all(-1)
+    with torch.enable_grad():
+        loss_4, gradients_4 = step(packed, packed.data_collator(rows))
+        widen_rank(packed.model)
+        loss_8, gradients_8 = step(packed, packed.data_collator(rows))
     print(
         json.dumps(
             {
@@ -47,6 +68,8 @@ with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
                 "losses": [float(loss), float(other_loss)],
                 "packed": difference(second.logits[0].float(), logits),
                 "forgotten": difference(third.logits[0].float(), logits),
+                "untouched": [bool(same[: -lengths[-1]].all()), bool(same[-lengths[-1] :].any())],
+                "ranks": [loss_4, loss_8, difference(gradients_8, gradients_4)],
             }
         )
     )
