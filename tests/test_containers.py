@@ -12,7 +12,8 @@ from pathlib import Path
 
 import docker_engine
 import pytest
-from conftest import REPO, run_in
+from conftest import REPO, run_in, variables
+from terminal import CTRL_C, Terminal
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 IMAGE = f"docker://example.org/team/image:1.0@{DIGEST}"
@@ -252,6 +253,31 @@ def test_docker_gets_exactly_this_command(tree, tmp_path, fake_docker):
     ]  # fmt: skip
 
 
+def test_a_command_that_talks_gets_stdin_and_a_terminal_only_where_there_is_one(tree, tmp_path, fake_docker):
+    talk = ["containers/run", "--terminal", IMAGE, "true"]
+    run_in(tree, *talk)
+    assert noted(tmp_path)[:4] == ["run", "--rm", "--init", "--interactive"] and "--tty" not in noted(tmp_path)
+    for command, attached in (
+        (talk, ["--interactive", "--tty"]),
+        (["sh", "-c", f"{' '.join(talk)} > /dev/null"], ["--interactive"]),
+        (["sh", "-c", f"{' '.join(talk)} 2> /dev/null"], ["--interactive"]),
+        (["containers/run", IMAGE, "true"], []),
+    ):
+        with Terminal(*command, cwd=tree, env=variables()) as terminal:
+            assert terminal.process.wait(20) == 7
+        words = noted(tmp_path)
+        assert words[3 : words.index("--ipc")] == attached
+
+
+@pytest.mark.parametrize("image", ["host:", "venv:tools"])
+def test_a_command_that_talks_has_the_terminal_without_a_container_too(tree, image):
+    script = 'test -t 0 && test -t 1 && test -t 2 && read -r line && echo "got $line"'
+    with Terminal("containers/run", "--terminal", image, "sh", "-c", script, cwd=tree, env=variables()) as terminal:
+        terminal.type("two words\n")
+        terminal.until("got two words\n")
+        assert terminal.process.wait(20) == 0
+
+
 def test_a_machine_with_gpus_gives_all_of_them_to_the_container(tree, tmp_path, fake_docker):
     (fake_docker / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-0)'\n")
     run_in(tree, "containers/run", IMAGE, "true")
@@ -385,6 +411,29 @@ def read(path):
         return path.read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
+
+
+def test_ctrl_c_on_the_terminal_reaches_the_command_in_the_container_and_nobody_beside_it(engine, owned):
+    # What runs beside docker in the same group is here the shell, as `make` is elsewhere.
+    inside = "trap 'echo stopped' INT; test -t 0 && test -t 1 && echo ready; sleep 63; read -r line; echo got $line"
+    outside = f'containers/run --terminal {engine.reference} sh -c "$INSIDE"; echo "code $?"'
+    options = as_user(engine, owned, {"INSIDE": inside})
+    with Terminal("sh", "-c", outside, **options) as terminal:
+        terminal.until("ready\n")
+        terminal.type(CTRL_C)
+        terminal.until("stopped\n")
+        terminal.type("日本語\n")
+        terminal.until("got 日本語\n")
+        terminal.until("code 0\n")
+        assert terminal.process.wait(20) == 0
+    assert engine.docker("ps", "--all", "--quiet") == ""
+
+
+def test_a_command_that_talks_reads_a_pipe_to_its_end_in_the_container_too(engine, owned):
+    words = ["containers/run", "--terminal", engine.reference, "cat"]
+    given = "犬\n猫\n"
+    done = subprocess.run(words, input=given, capture_output=True, text=True, **as_user(engine, owned, {}))
+    assert (done.returncode, done.stdout) == (0, given), done.stderr
 
 
 def test_a_command_without_a_signal_handler_ends_too(engine, owned):
