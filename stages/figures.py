@@ -45,14 +45,14 @@ def svg(figure, name):
 
 def losses(name, curves):
     """Training and validation loss over optimiser steps; curves: {variant: rows of steps.csv, as numbers or None}."""
-    figure, (axes,) = new_figure(2.9)
+    figure, (axes,) = new_figure(2.6 + 0.2 * len(curves))
     for colour, (variant, rows) in zip(COLOURS, curves.items(), strict=False):
         for key, style, label in (("loss", "-", "training"), ("eval_loss", "--o", "validation")):
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=colour, markersize=4, label=f"{variant}, {label}")
     axes.set(xlabel="optimiser step", ylabel="loss")
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)
     return svg(figure, name)
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import figures, sections
+from stages import figures, sections, training_report
 from stages.claims import VERDICTS, show
 from stages.page import to_html, to_markdown
 from stages.runs import optional
@@ -26,6 +26,7 @@ COMMANDS = {
     "LoRA": "dvc repro finetune@lora",
     "QLoRA": "dvc repro finetune@qlora",
     "Chat": "dvc repro chat",
+    "Style": "dvc repro style",
     "Triton": "dvc repro bench@triton-base bench@triton-lora",
     "vLLM": "dvc repro bench@vllm-base bench@vllm-lora",
     "Both servers side by side": "dvc repro bench_vllm_vs_trtllm",
@@ -48,7 +49,14 @@ HEADLINES = (
     "lowrank-factored",
     "vllm-24x",
 )
-MADE = ("base_model/metrics.json", "vram/vram.json", "finetune/*/metrics.json", "chat/chat.json", "bench/*/points.json")
+MADE = (
+    "base_model/metrics.json",
+    "vram/vram.json",
+    "finetune/*/metrics.json",
+    "chat/chat.json",
+    "style/style.json",
+    "bench/*/points.json",
+)
 MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 
 
@@ -182,9 +190,10 @@ def blocks_of(ledger):
     return [
         *what_ran(ledger),
         *verdicts(ledger),
-        *sections.finetuning(ledger, claims),
+        *training_report.finetuning(ledger, claims),
         *sections.predicted_memory(ledger),
         *sections.chat(ledger),
+        *training_report.style(ledger),
         *sections.serving(ledger, claims),
         *whole_ledger(ledger),
         *how_to(ledger),

@@ -1,9 +1,8 @@
 """
-The report's sections on what the runs measured, as blocks (stages/page.py): fine-tuning, memory, chat and serving, each
-beside the published figures. A part that no run has says which command makes it.
+The report's sections on memory, chat and serving, as blocks (stages/page.py), each beside the published figures. A
+part that no run has says which command makes it.
 """
 
-import csv
 from pathlib import Path
 
 from stages import figures
@@ -19,17 +18,6 @@ POINTS = (
     ("vLLM 0.11.0", 16, ["triton-vllm-throughput", None, None, None]),
 )
 # Columns of the tables: heading and key in a result file.
-TRAINING = {
-    "steps": "optimizer_steps",
-    "wall s": "wall_seconds",
-    "s/step": "seconds_per_step_median",
-    "tokens/s": "tokens_per_second",
-    "first training loss": "train_loss_first",
-    "last": "train_loss_last",
-    "first validation loss": "eval_loss_first",
-    "best": "eval_loss_best",
-    "trainable": "trainable_parameters",
-}
 SERVING = {
     "concurrency": "concurrency",
     "tokens/s": "output_tokens_per_second",
@@ -53,54 +41,6 @@ def folders(ledger):
 def slug(kind, name):
     """A figure's name: serving-this-checkout."""
     return f"{kind}-{name.replace(' ', '-')}"
-
-
-def finetuning(ledger, claims):
-    """Loss curves, and time and memory beside the published figures."""
-    yield ("heading", 2, "Fine-tuning")
-    rows, bars = published_training(claims)
-    bars += predicted_bars(ledger)
-    published = len(rows)
-    for name, folder, _ in folders(ledger):
-        curves = {}
-        for path in sorted(folder.glob("finetune/*/metrics.json")):
-            metrics, variant = read_json(path), path.parent.name
-            peak = metrics.get("memory", {}).get("process_peak_mib")
-            cells = [show(metrics.get(key)) for key in TRAINING.values()]
-            rows.append([name, variant, metrics.get("model", "—"), *cells, show(peak)])
-            bars += [(f"{name}, {variant}", peak, "measured")] if peak else []
-            curves[variant] = loss_rows(path.with_name("steps.csv"))
-        if any(curves.values()):
-            figure = slug("loss", name)
-            yield ("figure", figure, figures.losses(figure, curves), f"Training and validation loss: {name}.")
-    if len(rows) == published:
-        yield not_measured("dvc repro finetune@lora finetune@qlora")
-    yield ("table", ["run", "method", "model", *TRAINING, "peak MiB"], rows)
-    caption = (
-        "Peak memory of fine-tuning: of the process on the GPU, or its resident memory where there is none. "
-        "The predicted bars are Llama-2-7B without activations and buffers. Runs of another model are not comparable."
-    )
-    yield ("figure", "memory", figures.memory("memory", bars), caption)
-
-
-def published_training(claims):
-    """(table rows, memory bars) of the published figures."""
-    steps, trainable, low = (claims[name]["value"] for name in ("lora-checkpoint", "lora-trainable", "lora-memory-low"))
-    rows, bars = [], []
-    for method, high in (("lora", claims["lora-memory-high"]["value"]), ("qlora", claims["qlora-memory"]["value"])):
-        cells = [show(steps), show(claims[f"{method}-wall"]["value"]), *["—"] * 6, show(trainable)]
-        peak = f"{low:,} to {high:,}" if method == "lora" else show(high)
-        rows.append(["published", METHODS[method], "ELYZA 7B, H100", *cells, peak])
-        bars.append((f"published, {METHODS[method]}", high, "published"))
-    return rows, bars
-
-
-def loss_rows(path):
-    """The steps of a fine-tuning as numbers; None where a step logged nothing."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def predictions(ledger):

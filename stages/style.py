@@ -169,6 +169,12 @@ def verdicts(measures, pair):
     return {one: [name for name in given if given[name] == one] for one in (SAME, DIFFERS, NOT_MEASURED)}
 
 
+def style_differs(judged):
+    """How many measures of style differ in one pair's `verdicts`; None where none could be judged. The loss is none."""
+    seen = [name for verdict in (SAME, DIFFERS) for name in judged[verdict] if name != "completion_loss"]
+    return len([name for name in seen if name in judged[DIFFERS]]) if seen else None
+
+
 def cell(found, rows, sign=""):
     """A mean as a table's cell: 0.13 [0.12, 0.14]; with the rows behind it where these are not all."""
     if found["mean"] is None:
@@ -235,6 +241,7 @@ def main():
     measures = score(answers, {who: found[who][1] for who in MODELS}, found["base"][2], p)
     if base["weights"] == "random":
         withdraw(measures)
+    judged = {pair: verdicts(measures, pair) for pair in PAIRS}
     data = {
         "model": base["name"],
         "weights": base["weights"],
@@ -243,7 +250,8 @@ def main():
         "dataset_rows": len(dataset),
         "max_new_tokens": p.max_new_tokens,
         "bootstrap_samples": p.bootstrap_samples,
-        "verdicts": {pair: verdicts(measures, pair) for pair in PAIRS},
+        "verdicts": judged,
+        "style_differs": {pair: style_differs(judged[pair]) for pair in PAIRS},
         "measures": measures,
     }
     out = results("style")
@@ -255,7 +263,7 @@ def main():
     ])  # fmt: skip
     write_metrics(out / "style.json", data)
     (out / "style.md").write_text(as_markdown(data))
-    count = {verdict: len(names) for verdict, names in data["verdicts"]["lora_minus_qlora"].items()}
+    count = {verdict: len(names) for verdict, names in judged["lora_minus_qlora"].items()}
     print("style: LoRA and QLoRA:", ", ".join(f"{verdict} in {n}" for verdict, n in count.items()), "measures")
 
 

@@ -77,7 +77,7 @@ def test_the_markdown_twin_has_the_same_tables_in_the_same_order(pages):
 def test_the_markdown_twin_has_the_same_figures_beside_it(pages, tmp_path, monkeypatch):
     html, markdown = checkout(tmp_path, monkeypatch)
     linked = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", markdown)
-    assert len(linked) == html.count("<figure>") == 5
+    assert len(linked) == html.count("<figure>") == 4
     for name in linked:
         ElementTree.parse(tmp_path / "results/embedded/report" / name)
 
@@ -128,6 +128,85 @@ def test_the_report_works_from_references_alone(tmp_path, monkeypatch):
     _, markdown = checkout(tmp_path, monkeypatch, runs=("h100",))
     assert "| h100 | writeup | Intel Xeon Platinum 8480C, 16 cores, 128 GiB | NVIDIA H100 80GB HBM3 |" in markdown
     assert "this checkout" not in markdown
+
+
+@pytest.fixture(scope="module")
+def h200(tmp_path_factory):
+    """The chapter on fine-tuning of the committed GPU run, as Markdown, and its metrics by variant."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        folder = tmp_path_factory.mktemp("h200")
+        shutil.copytree(ROOT / "results/reference/h200-weightless", folder / "results/reference/h200-weightless")
+        _, markdown = checkout(folder, monkeypatch, runs=())
+    variants = (folder / "results/reference/h200-weightless/finetune").glob("*/metrics.json")
+    chapter = markdown.split("## Fine-tuning")[1].split("## Predicted memory")[0]
+    return chapter, {path.parent.name: json.loads(path.read_text()) for path in variants}
+
+
+def row_of(text, *cells):
+    """The cells of the one table row that begins with `cells`."""
+    plain = re.sub(r"\\(.)", r"\1", text)  # without Markdown's escapes
+    (row,) = re.findall(rf"^\| {re.escape(' | '.join(cells))} \|.*", plain, re.MULTILINE)
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_faster_variant_stands_beside_the_recipe_of_its_method(h200, method):
+    chapter, metrics = h200
+    table = chapter.split("### How fast: h200-weightless")[1].split("**What differs")[0]
+    tuned, recipe = metrics[f"{method}-tuned"], metrics[f"{method}-short"]
+    cells = row_of(table, f"{method}-tuned")
+    assert cells[2] == f"{recipe['seconds_per_step_median'] / tuned['seconds_per_step_median']:.1f}x"
+    assert cells[4] == f"{tuned['utilisation']:.1%}" and cells[6] == f"{tuned['train_seconds']:.2f}"
+    assert row_of(table, f"{method}-short")[2] == "1.0x"
+
+
+def test_what_was_stopped_early_has_its_whole_time_marked_as_extrapolated(h200):
+    chapter, metrics = h200
+    seconds = metrics["lora-short"]["seconds_per_step_median"] * 111
+    assert row_of(chapter.split("### How fast")[1].split("**What")[0], "lora-short")[6] == f"≈ {seconds:,.0f}"
+
+
+def test_packed_pieces_are_no_faster_recipe(h200):
+    cells = row_of(h200[0].split("### How fast")[1].split("**What differs")[0], "lora-packed")
+    assert cells[2] == cells[6] == cells[7] == "—" and cells[4] != "—"
+
+
+def test_a_faster_variant_says_which_settings_it_changed(h200):
+    fold = h200[0].split("**What differs from the recipe**")[1].split("###")[0]
+    changed = row_of(fold, "lora-tuned-24gb")[1]
+    assert "micro_batch 1 → 32, accumulation 32 → 1" in changed and "gradient_checkpointing" not in changed
+
+
+def test_both_templates_stand_side_by_side_with_token_ids_and_loss(h200):
+    chapter, metrics = h200
+    published, corrected = row_of(chapter, "published (published)"), row_of(chapter, "corrected (llama-2)")
+    assert published[1] == "2" and published[2].startswith("1 1 28792") and corrected[2].startswith("1 28792")
+    assert f"lora-published {metrics['lora-published']['eval_loss_best']:.4g}" in published[-1]
+    assert f"lora-short {metrics['lora-short']['eval_loss_best']:.4g}" in corrected[-1]
+
+
+def test_the_flag_that_the_trainer_clears_is_explained_where_it_is_cleared(h200, pages):
+    assert h200[0].count("hands the setting to peft") == 1
+    assert pages[1].count("hands the setting to peft") == 1  # of two runs, one has checkpointing
+
+
+def test_style_scores_stand_beside_the_data_set_s_own(tmp_path, monkeypatch):
+    mean = {"rows": 16, "mean": 0.0625, "low": 0.05, "high": 0.07}
+    shutil.copytree(RUNS / "h100", tmp_path / "results/reference/h100")
+    scores = {
+        "model": "a model", "prompts": 16, "remarks": ["Mind this."],
+        "measures": {"commas_per_character": {
+            "definition": "Commas over characters.", "means": {"dataset": mean, "lora": mean},
+            "differences": {"lora_minus_qlora": mean | {"verdict": "differs"}},
+        }},
+    }  # fmt: skip
+    target = tmp_path / "results/reference/h100/style/style.json"
+    target.parent.mkdir()
+    target.write_text(json.dumps(scores))
+    _, markdown = checkout(tmp_path, monkeypatch, runs=())
+    cells = row_of(markdown, "commas per character", "0.0625 [0.05, 0.07]", "—", "—", "0.0625 [0.05, 0.07]", "—")
+    assert cells[6:] == ["0.0625 [0.05, 0.07]", "differs", "—"]
+    assert "Mind this." in markdown and "Commas over characters." in markdown
 
 
 def test_the_readme_table_is_written_between_its_marks_and_only_once(tmp_path, monkeypatch):

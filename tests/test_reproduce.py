@@ -13,6 +13,7 @@ SMALLEST = {
     "dataset": {"train_rows": 8, "validation_rows": 4},
     "finetune": {"max_steps": 2, "micro_batch": 2, "accumulation": 2, "eval_steps": 1},
     "chat": {"max_new_tokens": 4},
+    "style": {"max_new_tokens": 4},
     "bench": {
         "input_tokens": 32,
         "output_tokens": 8,

@@ -1,0 +1,238 @@
+"""
+The report's chapter on fine-tuning, as blocks (stages/page.py): time and loss, what a faster step changes, the
+writeup's string beside the corrected one, what was proven, and style as a number.
+"""
+
+import csv
+
+from stages import figures
+from stages.claims import show
+from stages.runs import optional
+from stages.sections import METHODS, folders, not_measured, slug
+from stages.stage import read_json
+
+# Columns of the tables: heading and key in a result file.
+TRAINING = {
+    "steps": "optimizer_steps",
+    "wall s": "wall_seconds",
+    "s/step": "seconds_per_step_median",
+    "first training loss": "train_loss_first",
+    "last": "train_loss_last",
+    "first validation loss": "eval_loss_first",
+    "best": "eval_loss_best",
+    "trainable": "trainable_parameters",
+}
+PROOFS = {
+    "4-bit modules": "four_bit_modules",
+    "modules with checkpointing": "checkpointing_modules",
+    "the trainer says": "trainer_says_checkpointing",
+    "leading BOS": "leading_bos",
+    "prompt tokens learned": "prompt_tokens_learned",
+    "ends with EOS": "ends_with_eos",
+    "optimiser": "optimizer",
+    "rows a step": "effective_batch_rows",
+    "seed": "seed",
+}
+# What a run is compared with: the recipe itself, whole or stopped early.
+RECIPES = ("", "-short", "-published")
+# Settings that change how fast the same updates are made, not which.
+STOPPING = ("max_steps", "eval_steps", "logging_steps", "workers")
+SHOWN_TOKENS = 24
+
+
+def variants(folder):
+    """{variant: metrics} of a run."""
+    return {path.parent.name: read_json(path) for path in sorted(folder.glob("finetune/*/metrics.json"))}
+
+
+def finetuning(ledger, claims):
+    """Time and memory beside the published figures, and the loss curves."""
+    yield ("heading", 2, "Fine-tuning")
+    rows = published_training(claims)
+    measured = False
+    for name, folder, _ in folders(ledger):
+        found = variants(folder)
+        measured |= bool(found)
+        for variant, metrics in found.items():
+            if "-memory-" in variant:  # a few steps for the table of predicted memory
+                continue
+            cells = [show(metrics.get(key)) for key in TRAINING.values()]
+            peak = show(metrics.get("memory", {}).get("process_peak_mib"))
+            rows.append([name, variant, metrics.get("model", "—"), *cells, peak])
+    if not measured:
+        yield not_measured("dvc repro finetune@lora finetune@qlora")
+    yield ("table", ["run", "variant", "model", *TRAINING, "peak MiB"], rows)
+    for name, folder, _ in folders(ledger):
+        found = variants(folder)
+        yield from loss_figures(name, folder, found)
+        yield from speed(name, found)
+        yield from arms(name, folder, found)
+        yield from proven(name, found)
+
+
+def published_training(claims):
+    """The table rows of the published figures."""
+    steps, trainable, low = (claims[name]["value"] for name in ("lora-checkpoint", "lora-trainable", "lora-memory-low"))
+    rows = []
+    for method, high in (("lora", claims["lora-memory-high"]["value"]), ("qlora", claims["qlora-memory"]["value"])):
+        cells = [show(steps), show(claims[f"{method}-wall"]["value"]), *["—"] * 5, show(trainable)]
+        peak = f"{low:,} to {high:,}" if method == "lora" else show(high)
+        rows.append(["published", METHODS[method], "ELYZA 7B, H100", *cells, peak])
+    return rows
+
+
+def packs(metrics):
+    """True for a variant that cuts the text into pieces: it trains other sequences, so its losses compare with none."""
+    return metrics.get("settings", {}).get("packing", 0) > 0
+
+
+def loss_figures(name, folder, found):
+    """One figure for all variants of equally many steps: the learning rate's course depends on their number."""
+    by_steps = {}
+    for variant, metrics in found.items():
+        if not packs(metrics) and (rows := loss_rows(folder / "finetune" / variant / "steps.csv")):
+            by_steps.setdefault(metrics.get("optimizer_steps"), {})[variant] = rows
+    for steps, curves in by_steps.items():
+        figure = slug(f"loss-{steps}", name)
+        random = any(found[variant].get("weights") == "random" for variant in curves)
+        meaning = " Random weights: only the curves' agreement means something." if random else ""
+        caption = f"Training and validation loss over {show(steps)} steps: {name}.{meaning}"
+        yield ("figure", figure, figures.losses(figure, curves), caption)
+
+
+def loss_rows(path):
+    """The steps of a fine-tuning as numbers; None where a step logged nothing."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def speed(name, found):
+    """The faster variants beside the recipe of the same run: one machine, the same rows, the same updates."""
+    rows, differences = [], []
+    for method in ("lora", "qlora"):
+        recipe = next((f"{method}{end}" for end in ("-short", "-published", "") if f"{method}{end}" in found), None)
+        for variant, metrics in found.items():
+            arm = variant.removeprefix(method)
+            faster = variant.startswith(method) and arm not in RECIPES and not arm.startswith("-memory")
+            if recipe and (faster or variant == recipe):
+                rows.append([variant, *speed_cells(metrics, found[recipe])])
+            if recipe and faster:
+                differences.append([variant, changed(metrics["settings"], found[recipe]["settings"])])
+    if not differences:
+        return
+    yield ("heading", 3, f"How fast: {name}")
+    yield (
+        "text",
+        "The ratio is the recipe's median step over the variant's, of the same method in the same run. Utilisation: "
+        "the model's operations (4 a weight and token, attention left out) over what the card does in a large matrix "
+        "product, measured after each training. ≈ marks a whole training that is extrapolated from its steps. The "
+        "tuned variants take the recipe's steps with its rows, rank, dropout and learning rates; what is not the same "
+        "is the order in which sums are made and dropout is drawn, and that AdamW keeps its moments in fp32 instead of "
+        "8 bits.",
+    )
+    header = ["variant", "s/step", "ratio", "tokens/s", "utilisation", "peak MiB", "whole training s", "best loss"]
+    yield ("table", header, rows)
+    yield ("fold", "What differs from the recipe", [("table", ["variant", "settings"], differences)])
+
+
+def speed_cells(metrics, recipe):
+    """Time, throughput and memory of one variant; the ratio only where a step trains the same rows."""
+    step, used = metrics.get("seconds_per_step_median"), metrics.get("utilisation")
+    ratio = f"{recipe['seconds_per_step_median'] / step:.1f}x" if step and not packs(metrics) else "—"
+    return [
+        show(step),
+        ratio,
+        show(metrics.get("tokens_per_second_median") or metrics.get("tokens_per_second")),
+        "—" if used is None else f"{used:.1%}",
+        show(metrics["memory"]["process_peak_mib"]),
+        whole_training(metrics),
+        "—" if packs(metrics) or metrics.get("eval_loss_best") is None else f"{metrics['eval_loss_best']:.3f}",
+    ]
+
+
+def whole_training(metrics):
+    """Seconds of all epochs with validation; from the step time, and marked so, where the run was stopped early."""
+    settings, step = metrics["settings"], metrics.get("seconds_per_step_median")
+    if packs(metrics) or not step:
+        return "—"
+    if not settings.get("max_steps"):
+        return show(metrics.get("train_seconds"))
+    rows_a_step = metrics["proofs"]["effective_batch_rows"]
+    return f"≈ {settings['epochs'] * -(-metrics['train_rows'] // rows_a_step) * step:,.0f}"
+
+
+def changed(settings, recipe):
+    """The settings that differ from the recipe's, as `micro_batch 1 → 32`."""
+    keys = [key for key in settings if key not in STOPPING and settings[key] != recipe.get(key)]
+    return ", ".join(f"{key} {recipe.get(key, '—')} → {settings[key]}" for key in keys)
+
+
+def arms(name, folder, found):
+    """One row of the data under the writeup's string and under the corrected one, and what each arm learned."""
+    data = optional(folder / "dataset/metrics.json")
+    samples, template = data.get("sample", {}), data.get("template")
+    if "published" not in samples or template not in samples:
+        return
+    yield ("heading", 3, f"The writeup's string and the corrected one: {name}")
+    rows = []
+    for arm, key in (("published", "published"), ("corrected", template)):
+        ids = samples[key]["token_ids"]
+        losses = [
+            f"{variant} {show(metrics.get('eval_loss_best'))}"
+            for variant, metrics in found.items()
+            if metrics.get("settings", {}).get("template") == arm
+            and variant.lstrip("q").removeprefix("lora") in RECIPES
+        ]
+        shown = " ".join(map(str, ids[:SHOWN_TOKENS])) + (" …" if len(ids) > SHOWN_TOKENS else "")
+        text = f"`{samples[key]['text']}`"
+        rows.append([f"{arm} ({key})", str(samples[key]["leading_bos"]), shown, text, ", ".join(losses) or "—"])
+    yield ("table", ["arm", "leading BOS", "first token ids", "text", "best validation loss"], rows)
+
+
+def proven(name, found):
+    """What the settings did, read from the trainer before the first step."""
+    rows = [
+        [variant, *(show(metrics["proofs"].get(key)) for key in PROOFS.values())]
+        for variant, metrics in found.items()
+        if "proofs" in metrics
+    ]
+    if not rows:
+        return
+    inner = [("table", ["variant", *PROOFS], rows)]
+    if any(m["proofs"].get("checkpointing_modules") and not m["proofs"].get("trainer_says_checkpointing", True)
+           for m in found.values() if "proofs" in m):  # fmt: skip
+        why = (
+            "The trainer says no under QLoRA although checkpointing is on: TRL 0.25 hands the setting to peft, which "
+            "switches it on in the modules, and then clears its own flag. The modules count."
+        )
+        inner.append(("text", why))
+    yield ("fold", f"Proof that the settings took effect: {name}", inner)
+
+
+def style(ledger):
+    """Style scores of the held-out answers: base, LoRA and QLoRA beside the data set's own."""
+    yield ("heading", 2, "Style")
+    scored = [(name, data) for name, folder, _ in folders(ledger) if (data := optional(folder / "style/style.json"))]
+    if not scored:
+        yield not_measured("dvc repro style")
+    header = ["measure", "dataset", "reference", "base", "LoRA", "QLoRA", "LoRA − QLoRA", "verdict", "LoRA − base"]
+    for name, data in scored:
+        yield ("text", f"{name}: {data['model']}, {data['prompts']} held-out prompts. {' '.join(data['remarks'])}")
+        rows = []
+        for measure, entry in data["measures"].items():
+            means = [interval(entry["means"].get(who)) for who in ("dataset", "reference", "base", "lora", "qlora")]
+            between, control = (entry["differences"].get(f"lora_minus_{other}") or {} for other in ("qlora", "base"))
+            verdict = between.get("verdict", "not measured")
+            rows.append([measure.replace("_", " "), *means, interval(between), verdict, interval(control)])
+        yield ("table", header, rows)
+        definitions = [[m.replace("_", " "), e["definition"]] for m, e in data["measures"].items()]
+        yield ("fold", "What each measure counts", [("table", ["measure", "definition"], definitions)])
+
+
+def interval(entry):
+    """A mean with its 95 % interval, or a dash."""
+    if not entry or entry.get("mean") is None:
+        return "—"
+    return f"{entry['mean']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]"
