@@ -4,6 +4,7 @@ The persona rows as prompt and completion, split into training and validation.
 in:   data/persona.jsonl                              {"instruction", "output"} a line
 out:  results/<profile>/dataset/corrected/{train,validation}.jsonl   {"prompt", "completion"}, by dataset.template
       results/<profile>/dataset/published/{train,validation}.jsonl   the same rows in the writeup's own string
+      results/<profile>/dataset/tokens.json           tokens of every row, by arm and part, for the memory's prediction
       results/<profile>/dataset/metrics.json          counts, and one sample's token ids under every template
 """
 
@@ -11,7 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.stage import UserError, read_params, results, run, write_metrics
+from stages.stage import UserError, read_params, results, run, write_json, write_metrics
 
 # (prompt, completion). `published` is the writeup's string: its literal <s> comes on top of the BOS that a Llama
 # tokenizer adds, so the model learns with two and is asked with one. In the other two a text holds exactly one BOS:
@@ -120,6 +121,12 @@ def write_jsonl(path, lines):
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
+def trained_tokens(tokenizer, pair):
+    """How many tokens the trainer makes of a pair: it ends every completion with EOS that does not end so."""
+    text = pair["prompt"] + pair["completion"]
+    return len(tokenizer(text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token)["input_ids"])
+
+
 def sample_tokens(tokenizer, row, system):
     """One row's text and token ids under every template, so that a reader sees the doubled BOS."""
     samples = {}
@@ -140,11 +147,14 @@ def main():
     out = results("dataset")
     tokenizer = AutoTokenizer.from_pretrained(results("base_model") / "model")
     train, validation = split(rows, p)
+    tokens = {"corrected": {}, "published": {}}
     for arm, template in (("corrected", p.template), ("published", "published")):
         for name, part in (("train", train), ("validation", validation)):
-            write_jsonl(out / arm / f"{name}.jsonl", [as_pair(row, template, p.system_prompt) for row in part])
-    pairs = [as_pair(row, p.template, p.system_prompt) for row in train + validation]
-    tokens = sum(len(tokenizer(pair["prompt"] + pair["completion"])["input_ids"]) for pair in pairs)
+            pairs = [as_pair(row, template, p.system_prompt) for row in part]
+            write_jsonl(out / arm / f"{name}.jsonl", pairs)
+            tokens[arm][name] = [trained_tokens(tokenizer, pair) for pair in pairs]
+    write_json(out / "tokens.json", tokens)
+    lengths = [length for part in tokens["corrected"].values() for length in part]
     write_metrics(
         out / "metrics.json",
         {
@@ -153,7 +163,7 @@ def main():
             "validation_rows": len(validation),
             "template": p.template,
             "system_prompt": p.system_prompt,
-            "tokens_per_row": tokens / len(pairs),
+            "tokens_per_row": sum(lengths) / len(lengths),
             "sample": sample_tokens(tokenizer, train[0], p.system_prompt),
         },
     )

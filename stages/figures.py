@@ -57,19 +57,30 @@ def losses(name, curves):
 
 
 def memory(name, bars):
-    """Horizontal bars of memory in MiB; bars: [(label, MiB, kind)], kind published, predicted or measured."""
-    figure, (axes,) = new_figure(0.7 + 0.3 * len(bars))
-    kinds = {"published": GREY, "predicted": SKY, "measured": BLUE}
-    for kind, colour in kinds.items():
-        places = [n for n, bar in enumerate(bars) if bar[2] == kind]
-        if places:
-            axes.barh(places, [bars[n][1] for n in places], color=colour, height=0.7, label=kind)
-    for place, (_, mib, _) in enumerate(bars):
-        axes.text(mib, place, f" {mib:,.0f}", va="center", fontsize=8)
-    axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
-    axes.set_xlim(0, 1.2 * max(mib for _, mib, _ in bars))
+    """A stacked bar of predicted terms for every fine-tuning; bars: [(label, {term: MiB}, measured MiB, (low, high))].
+
+    The measured process is a line across its bar, the published range a band behind it; None: not published.
+    """
+    figure, (axes,) = new_figure(1.6 + 0.34 * len(bars))
+    terms = list(dict.fromkeys(term for _, sizes, _, _ in bars for term, mib in sizes.items() if mib))
+    lefts = [0.0] * len(bars)
+    for n, term in enumerate(terms):
+        widths = [sizes.get(term, 0) / 1024 for _, sizes, _, _ in bars]
+        hatch = "" if n < len(COLOURS) else "////"
+        colour = COLOURS[n % len(COLOURS)]
+        axes.barh(
+            range(len(bars)), widths, left=lefts, height=0.62, color=colour, label=term, hatch=hatch, edgecolor="white",
+            linewidth=0,
+        )  # fmt: skip
+        lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+    for place, (_, _, measured, (low, high)) in enumerate(bars):
+        axes.plot([measured / 1024] * 2, [place - 0.42, place + 0.42], color=TEXT, linewidth=2)
+        if low is not None:
+            width = max(high - low, 150) / 1024
+            axes.barh(place, width, left=low / 1024, height=0.95, color=GREY, alpha=0.45, zorder=0)
+    axes.set_yticks(range(len(bars)), [label for label, _, _, _ in bars])
     axes.invert_yaxis()
-    axes.set_xlabel("MiB")
+    axes.set_xlabel("GiB")
     figure.legend(loc="outside lower center", ncols=3)
     return svg(figure, name)
 

@@ -191,7 +191,7 @@ def blocks_of(ledger):
         *what_ran(ledger),
         *verdicts(ledger),
         *training_report.finetuning(ledger, claims),
-        *sections.predicted_memory(ledger),
+        *sections.memory(ledger, claims),
         *sections.chat(ledger),
         *training_report.style(ledger),
         *sections.serving(ledger, claims),

@@ -26,6 +26,7 @@ SERVING = {
     "ITL ms (p50)": "itl_ms_p50",
 }
 TERMS = ("weights", "adapter", "gradients", "optimizer", "total")
+MIB = 2**20
 METHODS = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 
 
@@ -51,16 +52,60 @@ def predictions(ledger):
     }
 
 
-def predicted_bars(ledger):
-    """The predicted totals of the writeup's shape, for the figure."""
-    terms = predictions(ledger)
-    wanted = [(method, terms.get(("llama-2-7b", method))) for method in ("lora", "qlora")]
-    return [(f"predicted, {METHODS[m]}", entry["total_bytes"] / 2**20, "predicted") for m, entry in wanted if entry]
+def memory(ledger, claims):
+    """Memory of fine-tuning: what was predicted without a GPU, what was measured, what was published."""
+    yield ("heading", 2, "Memory")
+    published = {
+        "lora": (claims["lora-memory-low"]["value"], claims["lora-memory-high"]["value"]),
+        "qlora": (claims["qlora-memory"]["value"],) * 2,
+    }
+    for name, folder, _ in folders(ledger):
+        predicted = optional(folder / "vram/vram.json").get("finetune", {}).get("variants", {})
+        measured = {
+            path.parent.name: entry
+            for path in sorted(folder.glob("finetune/*/metrics.json"))
+            if (entry := read_json(path).get("memory", {})).get("torch_allocated_peak_mib")
+        }
+        known = {v: predicted[v] for v in measured if "process_bytes" in predicted.get(v, {})}
+        if known:
+            yield from predicted_beside_measured(name, known, measured, published)
+    yield from static_memory(ledger)
 
 
-def predicted_memory(ledger):
+def predicted_beside_measured(name, predicted, measured, published):
+    """A bar and a table row for every fine-tuning of one run on a GPU."""
+    yield ("heading", 3, f"Predicted and measured: {name}")
+    yield (
+        "text",
+        "Predicted from the operations of a training step, without a GPU (`dvc repro vram`); the one number that is "
+        "measured and not derived is the CUDA context. Allocated: the tensors, as torch counts them. Process: what "
+        "NVML shows, with the context and what torch's allocator holds in reserve. MiB.",
+    )
+    bars, rows = [], []
+    for variant, entry in predicted.items():
+        pairs = [
+            (entry["peak_allocated_bytes"] / MIB, measured[variant]["torch_allocated_peak_mib"]),
+            (entry["process_bytes"] / MIB, measured[variant]["process_peak_mib"]),
+        ]
+        cells = [cell for ours, theirs in pairs for cell in (show(ours), show(theirs), f"{ours / theirs - 1:+.1%}")]
+        recipe = variant in (f"{method}{end}" for method in published for end in ("", "-short", "-published"))
+        low, high = published[variant.partition("-")[0]] if recipe else (None, None)
+        span = "—" if not recipe else f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        rows.append([variant, *cells, span, entry["peak_phase"].replace("_", " ")])
+        terms = {term: size / MIB for term, size in entry["terms"].items()}
+        bars.append((variant, terms, measured[variant]["process_peak_mib"], (low, high)))
+    figure = slug("memory", name)
+    caption = (
+        f"Memory of every fine-tuning of {name}: the predicted terms, the measured process (line), the writeup's "
+        "figure (grey band)."
+    )
+    yield ("figure", figure, figures.memory(figure, bars), caption)
+    header = ["variant", "allocated", "measured", "off by", "process", "measured", "off by", "published", "peak in"]
+    yield ("table", header, rows)
+
+
+def static_memory(ledger):
     """The terms that a model's shape alone gives."""
-    yield ("heading", 2, "Predicted memory")
     rows = [
         [
             model,
@@ -73,7 +118,8 @@ def predicted_memory(ledger):
     if not rows:
         yield not_measured("dvc repro vram")
         return
-    yield ("text", "GB of 10^9 bytes, from each model's shape; activations, buffers and the CUDA context come on top.")
+    yield ("heading", 3, "From a model's shape alone")
+    yield ("text", "GB of 10^9 bytes; activations, buffers and the CUDA context come on top.")
     yield ("table", ["model", "method", *TERMS, "byte/parameter"], rows)
 
 

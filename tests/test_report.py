@@ -107,7 +107,7 @@ def test_an_invalid_point_is_shown_with_its_reason(pages):
 
 
 def test_own_published_and_reference_figures_stand_in_one_table(pages):
-    section = pages[1].split("## Fine-tuning")[1].split("## Predicted memory")[0]
+    section = pages[1].split("## Fine-tuning")[1].split("## Memory")[0]
     assert "| published | QLoRA |" in section
     assert "| this checkout | qlora | SmolLM2-135M-Instruct |" in section
     assert "| h100 | qlora | elyza/ELYZA-japanese-Llama-2-7b-instruct |" in section
@@ -138,7 +138,7 @@ def h200(tmp_path_factory):
         shutil.copytree(ROOT / "results/reference/h200-weightless", folder / "results/reference/h200-weightless")
         _, markdown = checkout(folder, monkeypatch, runs=())
     variants = (folder / "results/reference/h200-weightless/finetune").glob("*/metrics.json")
-    chapter = markdown.split("## Fine-tuning")[1].split("## Predicted memory")[0]
+    chapter = markdown.split("## Fine-tuning")[1].split("## Memory")[0]
     return chapter, {path.parent.name: json.loads(path.read_text()) for path in variants}
 
 
