@@ -1,16 +1,21 @@
 """
-Where the memory of fine-tuning goes, from the model's config alone: weights, gradients, optimiser and adapter of full
-fine-tuning, LoRA and QLoRA. No model is loaded, so it answers for 65 B on any machine.
+Where the memory of fine-tuning goes, without a GPU: weights, gradients, optimiser and adapter of full fine-tuning, LoRA
+and QLoRA from a model's shape alone (so for 65 B on any machine), and the peak of each fine-tuning in params.yaml, with
+every arm, on an NVIDIA GPU (stages/rehearsal.py).
 
-in:   data/shapes/*.json, results/<profile>/base_model/model/config.json
-out:  results/<profile>/vram/vram.json   bytes of every term, with its formula
-      results/<profile>/vram/vram.md     the same as a table
+in:   data/shapes/*.json, results/<profile>/base_model/model/config.json, results/<profile>/dataset/tokens.json
+out:  results/<profile>/vram/vram.json   bytes of every term
+      results/<profile>/vram/vram.md     the same as tables, with where each term comes from
 """
 
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages import finetune
+from stages.allocator import MIB
+from stages.rehearsal import Batch, Rehearsal, Setting, Shape, state_sizes
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
 
 GB = 1e9  # the writeup's unit: 10^9 bytes
@@ -22,6 +27,38 @@ ADAM_FP32 = 8  # two fp32 moments; https://arxiv.org/abs/1910.02054, section 3.1
 ADAM_8BIT = 2 + 2 * FP32 / 256
 # NF4: half a byte, an 8-bit scale per 64 values, one fp32 per 256 scales; https://arxiv.org/abs/2305.14314, section 3.
 NF4_DOUBLE = 0.5 + 1 / 64 + FP32 / (64 * 256)
+
+# What the process holds beside torch's memory: the driver's context, cuBLAS, bitsandbytes and others. The one number
+# that is measured and not derived: NVML's figure less torch's reserved memory, on an H200 (driver 580, torch 2.11).
+CONTEXT = 796 * MIB
+# Micro-batches that are rehearsed: enough for the peak, the largest one of the epochs is always among them.
+LIMIT = 64
+# What a term is, and where it can be read.
+WHERE = {
+    "weights": "2 bytes a parameter; QLoRA: 4.127 bits in the linear layers (arXiv 2305.14314), 4 bytes in the norms",
+    "adapter": "4 bytes a parameter: peft keeps the adapter of a bf16 model in fp32 (autocast_adapter_dtype)",
+    "gradients": "4 bytes a trained parameter, between its first backward pass and the optimiser's step; twice over "
+    "with several GPUs, whose processes exchange them in buckets",
+    "optimizer": "two moments: 4 bytes each, or 1 byte and 4 for each 256 values; below 4,096 values always 4 bytes "
+    "(bitsandbytes, optim/optimizer.py)",
+    "activations": "what the backward pass needs of every layer; with checkpointing of one, and the input of each",
+    "logits": "of the loss: vocabulary x tokens x 12 bytes in training (log-probabilities, their gradient, that of the "
+    "logits), 10 in validation (transformers, loss_utils.py; TRL, compute_loss)",
+    "dequantised": "a 4-bit weight in bf16, one at a time, and its block constants in fp32 (bitsandbytes, MatMul4Bit); "
+    "torch.compile keeps all of them for the backward pass",
+    "temporaries": "what the operation at the peak works with",
+    "workspace": "cuBLAS: 32 MiB on Hopper for each of the two threads that multiply (torch, CublasHandlePool.cpp)",
+    "loader": "transformers takes the model's size at once before it reads the weights, half of it for 4 bits "
+    "(modeling_utils.py, caching_allocator_warmup)",
+    "slack": "reserved by torch's allocator and not in use at the peak (CUDACachingAllocator.cpp); given back when "
+    "memory runs short; a guess where layers are compiled and rows differ in length",
+    "context": "the driver's context and the libraries: measured on an H200, not derived",
+}
+
+
+@dataclass
+class Finetune(finetune.Finetune):
+    """The section as fine-tuning itself reads it."""
 
 
 @dataclass
@@ -110,8 +147,173 @@ def terms(weights, adapter, gradients, optimizer):
     return {**parts, "total_bytes": sum(parts.values())}
 
 
-def as_markdown(models):
-    """The terms as a table in GB."""
+def kept_bytes(shape, method, lora):
+    """Bytes that one layer keeps for the backward pass for a token of a batch without padding, uncompiled, when all
+    seven linear layers are targets; None when they are not.
+
+    The two norms keep their input in fp32 and 1 / rms; each adapter its dropped input (bf16), its mask (a byte) and the
+    r numbers between its matrices; attention query, key, value, output and a sum a head; the inner layer gate, up and
+    silu(gate), which are fp32 under QLoRA, since its norms are.
+    """
+    if set(lora.target_modules) != set(shape.linear):
+        return None
+    queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
+    inputs = 5 * shape.hidden + queries + shape.inner
+    adapters = (2 + (lora.dropout > 0)) * inputs + 7 * 2 * lora.r
+    norms = 2 * (4 * shape.hidden + 4)
+    attention = 2 * (2 * queries + 2 * keys) + 4 * shape.heads
+    return norms + adapters + attention + 3 * (4 if method == "qlora" else 2) * shape.inner
+
+
+def shape_of(config):
+    """The sizes of a model, from its config."""
+    return Shape(
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        inner=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        vocabulary=config["vocab_size"],
+        tied=bool(config.get("tie_word_embeddings")),
+        linear=linear_shapes(config),
+    )
+
+
+def setting_of(method, p, lora):
+    """What of a fine-tuning's parameters decides its memory."""
+    given = {name: getattr(p, name) for name in Setting.__dataclass_fields__ if hasattr(p, name)}
+    return Setting(method=method, rank=lora.r, dropout=lora.dropout, targets=tuple(lora.target_modules), **given)
+
+
+def as_batch(lengths, padding_free):
+    """Rows of these lengths as one batch: end to end, or padded to the longest."""
+    if padding_free:
+        return Batch(1, sum(lengths), False)
+    return Batch(len(lengths), max(lengths), min(lengths) < max(lengths))
+
+
+def in_batches(lengths, size, padding_free):
+    return [as_batch(lengths[n : n + size], padding_free) for n in range(0, len(lengths), size)]
+
+
+def training_steps(p, lengths):
+    """The optimiser steps that are rehearsed, as lists of micro-batches, in an order drawn with the run's seed (not the
+    trainer's own); cut to LIMIT micro-batches, of which the last is then the largest of all that were left out."""
+    if p.packing:
+        pieces = min(LIMIT, sum(lengths) // p.packing * p.epochs // p.micro_batch or 1)
+        batches = [as_batch([p.packing] * p.micro_batch, p.padding_free)] * pieces
+    else:
+        draw, batches = random.Random(p.seed), []
+        for _ in range(p.epochs):
+            order = draw.sample(lengths, len(lengths))
+            batches += in_batches(order, p.micro_batch, p.padding_free)
+    steps = [batches[n : n + p.accumulation] for n in range(0, len(batches), p.accumulation)]
+    steps = steps[: p.max_steps or None]
+    left = max(1, LIMIT // p.accumulation)
+    if steps[left:]:
+        largest = max((one for step in steps[left - 1 :] for one in step), key=lambda batch: batch.tokens)
+        steps[left - 1] = [*steps[left - 1][:-1], largest]
+    return steps[:left]
+
+
+def rehearse(config, lora, method, p, rows):
+    """The predicted memory of one fine-tuning: {phases, peak_phase, terms, process_bytes, ...}, in bytes.
+
+    rows: {"train": [...], "validation": [...]}, the tokens of each row. A phase's `terms` add up to what is allocated
+    at its peak; those of the whole are the peak phase's, with the allocator's slack and the context.
+    """
+    lengths = {part: [min(length, p.max_tokens) for length in rows[part]] for part in ("train", "validation")}
+    steps = training_steps(p, lengths["train"])
+    evaluation = in_batches(lengths["validation"], max(p.micro_batch, 8), p.padding_free)
+    rehearsal, phases = Rehearsal(shape_of(config), setting_of(method, p, lora)), {}
+
+    def mark(phase):
+        found, old = rehearsal.memory.take_peak(), phases.get(phase)
+        highest = old if old and old["allocated_bytes"] >= found["allocated"] else None
+        phases[phase] = {
+            "allocated_bytes": highest["allocated_bytes"] if highest else found["allocated"],
+            "reserved_bytes": found["reserved"],
+            "process_bytes": found["reserved"] + CONTEXT,
+            "terms": highest["terms"] if highest else found["terms"],
+        }
+
+    rehearsal.load()
+    mark("load")
+    for number, step in enumerate(steps, start=1):
+        rehearsal.train(step)
+        mark("first_step" if number == 1 else "steady")
+        if number % p.eval_steps == 0 or number == len(steps):
+            for batch in evaluation:
+                rehearsal.evaluate(batch)
+            mark("eval")
+    peak = max(phases, key=lambda phase: phases[phase]["allocated_bytes"])
+    reserved = max(phase["reserved_bytes"] for phase in phases.values())
+    slack = reserved - phases[peak]["allocated_bytes"]
+    paged = sum(state_sizes(p.optimizer, leaf.count)[1] for leaf in rehearsal.weights())
+    return {
+        "training_tokens": max(batch.tokens for step in steps for batch in step),
+        "evaluation_tokens": max(batch.tokens for batch in evaluation),
+        "phases": phases,
+        "peak_phase": peak,
+        "peak_allocated_bytes": phases[peak]["allocated_bytes"],
+        "terms": {**phases[peak]["terms"], "slack": slack, "context": CONTEXT},
+        "process_bytes": reserved + CONTEXT,
+        "slack_is_a_guess": p.compile and not p.packing,
+        # Moments that bitsandbytes keeps in memory shared with the CPU: on the GPU only while there is room.
+        "paged_bytes": paged,
+    }
+
+
+def predict_variants(config, lora, p, rows):
+    """{variant: prediction} of every method with every arm; variants that differ in nothing that matters share one."""
+    found, known = {}, {}
+    for variant in [method + arm for arm in ("", *(f"-{arm}" for arm in p.arms)) for method in finetune.METHODS]:
+        method, patched = finetune.with_arm(p, variant)
+        if state_sizes(patched.optimizer, 1) is None:
+            found[variant] = {"not_predicted": f"the state of the optimiser {patched.optimizer} is not known here"}
+            continue
+        steps = [patched.packing, patched.micro_batch, patched.accumulation, patched.max_tokens, patched.epochs]
+        lengths = rows[patched.template]
+        key = repr([setting_of(method, patched, lora), *steps, patched.max_steps, patched.eval_steps, lengths])
+        if key not in known:
+            known[key] = rehearse(config, lora, method, patched, lengths)
+        found[variant] = known[key]
+    return found
+
+
+def as_markdown(models, variants, kept):
+    """The terms as tables in GB, and where they come from."""
+    return "\n".join([static_table(models), peak_table(variants), terms_table(kept)])
+
+
+def peak_table(variants):
+    """The predicted peak of every fine-tuning."""
+    names = list(WHERE)
+    lines = [
+        f"| fine-tuning | peak in | {' | '.join(f'{name} GB' for name in names)} | process GB |",
+        "|---|---|" + "---:|" * (len(names) + 1),
+    ]
+    for variant, entry in variants.items():
+        if "not_predicted" in entry:
+            cells = [variant, f"not predicted: {entry['not_predicted']}", *[""] * (len(names) + 1)]
+        else:
+            sizes = [entry["terms"][name] for name in names]
+            cells = [variant, entry["peak_phase"], *(f"{size / GB:,.2f}" for size in [*sizes, entry["process_bytes"]])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def terms_table(kept):
+    """What each term is; kept: {method: bytes a layer keeps of a token, or None}."""
+    known = [f"{size:,} bytes under {method}" for method, size in kept.items() if size]
+    each = {"activations": f" (a layer of the base model keeps of a token {', '.join(known)})"} if known else {}
+    rows = [f"| {name} | {what}{each.get(name, '')} |" for name, what in WHERE.items()]
+    return "\n".join(["| term | what it is |", "|---|---|", *rows]) + "\n"
+
+
+def static_table(models):
+    """What a model's shape alone gives."""
     lines = [
         "| model | method | weights GB | adapter GB | gradients GB | optimiser GB | total GB | byte/parameter |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
@@ -134,14 +336,24 @@ def read_config(path):
 
 
 def main():
-    p, lora = read_params(Vram), read_params(Lora)
+    p, lora, training = read_params(Vram), read_params(Lora), read_params(Finetune)
     out = results("vram")
     models = {name: predict(read_config(Path("data/shapes") / f"{name}.json"), lora) for name in p.shapes}
     base = read_json(results("base_model") / "metrics.json")["name"]
-    models[base] = predict(read_config(results("base_model") / "model" / "config.json"), lora)
-    write_metrics(out / "vram.json", {"r": lora.r, "target_modules": lora.target_modules, "models": models})
-    (out / "vram.md").write_text(as_markdown(models))
-    print(as_markdown(models), end="")
+    config = read_config(results("base_model") / "model" / "config.json")
+    models[base] = predict(config, lora)
+    variants = predict_variants(config, lora, training, read_json(results("dataset") / "tokens.json"))
+    numbers = {"r": lora.r, "target_modules": lora.target_modules, "models": models}
+    kept = {method: kept_bytes(shape_of(config), method, lora) for method in finetune.METHODS}
+    numbers["finetune"] = {
+        "model": base,
+        "context_bytes": CONTEXT,
+        "kept_bytes_per_layer_and_token": kept,
+        "variants": variants,
+    }
+    write_metrics(out / "vram.json", numbers)
+    (out / "vram.md").write_text(as_markdown(models, variants, kept))
+    print(as_markdown(models, variants, kept), end="")
 
 
 if __name__ == "__main__":
