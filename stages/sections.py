@@ -79,7 +79,8 @@ def predicted_beside_measured(name, predicted, measured, published):
         "text",
         "Predicted from the operations of a training step, without a GPU (`dvc repro vram`); the one number that is "
         "measured and not derived is the CUDA context. Allocated: the tensors, as torch counts them. Process: what "
-        "NVML shows, with the context and what torch's allocator holds in reserve. MiB.",
+        "NVML shows, with the context and what torch's allocator holds in reserve (≈: of compiled layers with rows of "
+        "different lengths that reserve is a guess). MiB.",
     )
     bars, rows = [], []
     for variant, entry in predicted.items():
@@ -88,6 +89,8 @@ def predicted_beside_measured(name, predicted, measured, published):
             (entry["process_bytes"] / MIB, measured[variant]["process_peak_mib"]),
         ]
         cells = [cell for ours, theirs in pairs for cell in (show(ours), show(theirs), f"{ours / theirs - 1:+.1%}")]
+        if entry.get("slack_is_a_guess"):
+            cells[3] = f"≈ {cells[3]}"
         recipe = variant in (f"{method}{end}" for method in published for end in ("", "-short", "-published"))
         low, high = published[variant.partition("-")[0]] if recipe else (None, None)
         span = "—" if not recipe else f"{low:,}" if low == high else f"{low:,} to {high:,}"

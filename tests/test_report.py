@@ -177,6 +177,18 @@ def test_a_faster_variant_says_which_settings_it_changed(h200):
     assert "micro_batch 1 → 32, accumulation 32 → 1" in changed and "gradient_checkpointing" not in changed
 
 
+def test_predicted_memory_stands_beside_the_measured_and_the_published(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "results/reference/h200-weightless", tmp_path / "results/reference/h200-weightless")
+    _, markdown = checkout(tmp_path, monkeypatch, runs=())
+    run = tmp_path / "results/reference/h200-weightless"
+    predicted = json.loads((run / "vram/vram.json").read_text())["finetune"]["variants"]["qlora-short"]
+    measured = json.loads((run / "finetune/qlora-short/metrics.json").read_text())["memory"]["process_peak_mib"]
+    cells = row_of(markdown.split("## Memory")[1], "qlora-short")
+    assert cells[4:6] == [f"{predicted['process_bytes'] / 2**20:,.0f}", f"{measured:,.0f}"]
+    assert cells[6] == f"{predicted['process_bytes'] / 2**20 / measured - 1:+.1%}" and cells[7:] == ["7,577", "load"]
+    assert row_of(markdown.split("## Memory")[1], "lora-tuned")[4].startswith("≈ ")
+
+
 def test_both_templates_stand_side_by_side_with_token_ids_and_loss(h200):
     chapter, metrics = h200
     published, corrected = row_of(chapter, "published (published)"), row_of(chapter, "corrected (llama-2)")
