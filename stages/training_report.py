@@ -232,7 +232,8 @@ def style(ledger):
 
 
 def interval(entry):
-    """A mean with its 95 % interval, or a dash."""
+    """A mean with its 95 % interval, or a dash; too few rows have no interval."""
     if not entry or entry.get("mean") is None:
         return "—"
-    return f"{entry['mean']:.3g} [{entry['low']:.3g}, {entry['high']:.3g}]"
+    ends = "no interval" if entry["low"] is None else f"[{entry['low']:.3g}, {entry['high']:.3g}]"
+    return f"{entry['mean']:.3g} {ends}"

@@ -208,7 +208,8 @@ def test_style_scores_stand_beside_the_data_set_s_own(tmp_path, monkeypatch):
     scores = {
         "model": "a model", "prompts": 16, "remarks": ["Mind this."],
         "measures": {"commas_per_character": {
-            "definition": "Commas over characters.", "means": {"dataset": mean, "lora": mean},
+            "definition": "Commas over characters.",
+            "means": {"dataset": mean, "lora": mean, "qlora": {"rows": 3, "mean": 0.5, "low": None, "high": None}},
             "differences": {"lora_minus_qlora": mean | {"verdict": "differs"}},
         }},
     }  # fmt: skip
@@ -216,7 +217,8 @@ def test_style_scores_stand_beside_the_data_set_s_own(tmp_path, monkeypatch):
     target.parent.mkdir()
     target.write_text(json.dumps(scores))
     _, markdown = checkout(tmp_path, monkeypatch, runs=())
-    cells = row_of(markdown, "commas per character", "0.0625 [0.05, 0.07]", "—", "—", "0.0625 [0.05, 0.07]", "—")
+    cells = row_of(markdown, "commas per character", "0.0625 [0.05, 0.07]", "—", "—", "0.0625 [0.05, 0.07]")
+    assert cells[5] == "0.5 no interval"
     assert cells[6:] == ["0.0625 [0.05, 0.07]", "differs", "—"]
     assert "Mind this." in markdown and "Commas over characters." in markdown
 
