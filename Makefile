@@ -4,7 +4,7 @@ TOOLS = containers/run venv:tools
 
 help:       ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/: .*## /\t/' | expand -t 12
-reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 12 min, no GPU. PROFILE=weightless|writeup: a GPU
+reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 9 to 14 min, no GPU. PROFILE=weightless|writeup: a GPU
 	@$(if $(PROFILE),$(TOOLS) python -m tools.profile $(PROFILE))
 	@$(TOOLS) python -m tools.preflight
 	@$(TOOLS) dvc repro

@@ -56,8 +56,9 @@ def run_facts(folder):
 
 
 def arms(folder):
-    """The endings of a run's fine-tuning folders: "" for lora and qlora, "-published" for lora-published."""
-    return sorted({path.name.partition("lora")[2] for path in folder.glob("finetune/*lora*/")} | {""})
+    """The endings of a run's fine-tuning folders: first "" for lora and qlora, "-published" for lora-published."""
+    found = {path.name.partition("lora")[2] for path in folder.glob("finetune/*lora*/")} | {""}
+    return sorted(found, key=lambda arm: (arm not in ("", "-published"), arm))
 
 
 def many(value):
