@@ -31,8 +31,11 @@ def read_prompts(path):
     return prompts
 
 
-def answer(model, tokenizer, texts, p):
-    """The model's continuation of each text, without special tokens; greedy at temperature 0."""
+def answer(model, tokenizer, texts, p, streamer=None):
+    """The model's continuation of each text, without special tokens; greedy at temperature 0.
+
+    streamer: gets the tokens of a single text as they are made.
+    """
     import torch
 
     tokenizer.padding_side = "left"  # so that all continuations begin at the same column
@@ -42,6 +45,7 @@ def answer(model, tokenizer, texts, p):
     with torch.inference_mode():
         output = model.generate(
             **batch,
+            streamer=streamer,
             max_new_tokens=p.max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
             **(sampling or {"do_sample": False}),

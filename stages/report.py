@@ -1,6 +1,6 @@
 """
-One page of everything: what ran, the verdicts, fine-tuning, memory, chat, serving and the whole ledger, out of result
-files alone. `python -m stages.report --readme` writes the headline table between README.md's two marks instead.
+One page of everything: what ran, the verdicts, fine-tuning, memory, chat, style, serving and the whole ledger, out of
+result files alone. `python -m stages.report --readme` writes the headline table between README.md's two marks instead.
 
 in:   results/<profile>/claims/claims.json, the small files of every run it names, data/report/style.css
 out:  results/<profile>/report/index.html   one file: style and figures inside, no script, nothing to load

@@ -39,6 +39,11 @@ def folders(ledger):
     return [(name, Path(facts["folder"]), facts) for name, facts in ledger["runs"].items()]
 
 
+def variants(folder):
+    """{variant: metrics} of every fine-tuning of a run."""
+    return {path.parent.name: read_json(path) for path in sorted(folder.glob("finetune/*/metrics.json"))}
+
+
 def slug(kind, name):
     """A figure's name: serving-this-checkout."""
     return f"{kind}-{name.replace(' ', '-')}"
@@ -62,9 +67,9 @@ def memory(ledger, claims):
     for name, folder, _ in folders(ledger):
         predicted = optional(folder / "vram/vram.json").get("finetune", {}).get("variants", {})
         measured = {
-            path.parent.name: entry
-            for path in sorted(folder.glob("finetune/*/metrics.json"))
-            if (entry := read_json(path).get("memory", {})).get("torch_allocated_peak_mib")
+            variant: entry
+            for variant, metrics in variants(folder).items()
+            if (entry := metrics.get("memory", {})).get("torch_allocated_peak_mib")
         }
         known = {v: predicted[v] for v in measured if "process_bytes" in predicted.get(v, {})}
         if known:

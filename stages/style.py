@@ -230,7 +230,7 @@ def main():
             found["base"] = examine(model, tokenizer, rows, p)
             print(f"style: the base model has answered {len(rows)} prompts", flush=True)
         elif model.device.type == "cpu":
-            # The same values, unpacked once; a CPU unpacks them at every token (160 tokens: 67 s instead of 19).
+            # The same values, unpacked once; a CPU would unpack them at every token.
             model = model.dequantize()
         model = PeftModel.from_pretrained(model, results("finetune") / method / "adapter")
         found[method] = examine(model, tokenizer, rows, p)

@@ -8,8 +8,7 @@ import csv
 from stages import figures
 from stages.claims import show
 from stages.runs import optional
-from stages.sections import METHODS, folders, not_measured, slug
-from stages.stage import read_json
+from stages.sections import METHODS, folders, not_measured, slug, variants
 
 # Columns of the tables: heading and key in a result file.
 TRAINING = {
@@ -35,14 +34,9 @@ PROOFS = {
 }
 # What a run is compared with: the recipe itself, whole or stopped early.
 RECIPES = ("", "-short", "-published")
-# Settings that change how fast the same updates are made, not which.
+# Settings that say when to stop and how often to look: no part of a step.
 STOPPING = ("max_steps", "eval_steps", "logging_steps", "workers")
 SHOWN_TOKENS = 24
-
-
-def variants(folder):
-    """{variant: metrics} of a run."""
-    return {path.parent.name: read_json(path) for path in sorted(folder.glob("finetune/*/metrics.json"))}
 
 
 def finetuning(ledger, claims):

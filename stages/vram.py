@@ -13,8 +13,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import finetune
 from stages.allocator import MIB
+from stages.finetune import METHODS, Finetune, Lora, with_arm
 from stages.rehearsal import Batch, Rehearsal, Setting, Shape, state_sizes
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
 
@@ -54,19 +54,6 @@ WHERE = {
     "memory runs short; a guess where layers are compiled and rows differ in length",
     "context": "the driver's context and the libraries: measured on an H200, not derived",
 }
-
-
-@dataclass
-class Finetune(finetune.Finetune):
-    """The section as fine-tuning itself reads it."""
-
-
-@dataclass
-class Lora:
-    r: int
-    alpha: int
-    dropout: float
-    target_modules: list
 
 
 @dataclass
@@ -268,8 +255,8 @@ def rehearse(config, lora, method, p, rows):
 def predict_variants(config, lora, p, rows):
     """{variant: prediction} of every method with every arm; variants that differ in nothing that matters share one."""
     found, known = {}, {}
-    for variant in [method + arm for arm in ("", *(f"-{arm}" for arm in p.arms)) for method in finetune.METHODS]:
-        method, patched = finetune.with_arm(p, variant)
+    for variant in [method + arm for arm in ("", *(f"-{arm}" for arm in p.arms)) for method in METHODS]:
+        method, patched = with_arm(p, variant)
         if state_sizes(patched.optimizer, 1) is None:
             found[variant] = {"not_predicted": f"the state of the optimiser {patched.optimizer} is not known here"}
             continue
@@ -344,7 +331,7 @@ def main():
     models[base] = predict(config, lora)
     variants = predict_variants(config, lora, training, read_json(results("dataset") / "tokens.json"))
     numbers = {"r": lora.r, "target_modules": lora.target_modules, "models": models}
-    kept = {method: kept_bytes(shape_of(config), method, lora) for method in finetune.METHODS}
+    kept = {method: kept_bytes(shape_of(config), method, lora) for method in METHODS}
     numbers["finetune"] = {
         "model": base,
         "context_bytes": CONTEXT,

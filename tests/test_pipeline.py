@@ -109,8 +109,10 @@ def calls(file, name):
 def sections_read(file):
     """The sections of params.yaml that a file asks read_params for, as {section: class name}."""
     classes = [call.args[0].id for call in calls(file, "read_params") if isinstance(call.args[0], ast.Name)]
-    defined = {node.name for node in ast.walk(parsed(file)) if isinstance(node, ast.ClassDef)}
-    return {re.sub(r"(?<!^)(?=[A-Z])", "_", one).lower(): one for one in classes if one in defined}
+    nodes = list(ast.walk(parsed(file)))
+    known = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+    known |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return {re.sub(r"(?<!^)(?=[A-Z])", "_", one).lower(): one for one in classes if one in known}
 
 
 def keys_read(file):

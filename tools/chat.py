@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 
-from stages.chat import Chat
+from stages.chat import Chat, answer
 from stages.dataset import prompt_text
 from stages.finetune import Finetune, with_arm
 from stages.stage import UserError, load_yaml, read_json, read_params, results, run
@@ -127,20 +127,9 @@ def as_sentence(times, begun, stopped, cut):
 
 
 def ask(model, tokenizer, text, p, stream):
-    """Generate the continuation of a prompt into a Stream; greedy at temperature 0, as stages/chat.py does."""
-    import torch
-
-    batch = tokenizer(text, return_tensors="pt").to(model.device)
-    sampling = {"do_sample": True, "temperature": p.temperature, "top_p": p.top_p} if p.temperature else {}
-    torch.manual_seed(p.seed)
-    with torch.inference_mode(), contextlib.suppress(Stopped):
-        model.generate(
-            **batch,
-            streamer=stream,
-            max_new_tokens=p.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            **(sampling or {"do_sample": False}),
-        )
+    """Generate the continuation of a prompt into a Stream, until it ends or is stopped."""
+    with contextlib.suppress(Stopped):
+        answer(model, tokenizer, [text], p, stream)
 
 
 def load(method, folder):
@@ -195,8 +184,8 @@ def in_front():
         os.tcsetpgrp(0, group)
 
 
-def talk(answer):
-    """Read questions until Ctrl-D or Ctrl-C and hand each to `answer`."""
+def talk(reply):
+    """Read questions until Ctrl-D or Ctrl-C and hand each to `reply`."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  input() then edits lines, wide characters too
     person = sys.stdin.isatty() and sys.stdout.isatty()
@@ -204,7 +193,7 @@ def talk(answer):
         while True:
             question = input("> " if person else "")
             if question.strip():
-                answer(question)
+                reply(question)
     except (EOFError, KeyboardInterrupt):
         if person:
             print()

@@ -11,7 +11,6 @@ import random
 import sys
 import tempfile
 import weakref
-from dataclasses import dataclass
 
 import bitsandbytes.functional
 import torch
@@ -21,15 +20,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl.models import utils
 from trl.trainer import sft_trainer
 
-from stages import finetune, training
+from stages import training
+from stages.finetune import Finetune, Lora
 from stages.stage import read_params, results
 
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-@dataclass
-class Finetune(finetune.Finetune):
-    """The section finetune of params.yaml."""
 
 
 autocast_on = torch.is_autocast_enabled
@@ -142,7 +137,7 @@ def as_trained(config, changes, adapter, method):
         return llama, AutoTokenizer.from_pretrained(results("base_model") / "model")
 
     training.load_base = random_base
-    p, lora = read_params(Finetune), read_params(finetune.Lora)
+    p, lora = read_params(Finetune), read_params(Lora)
     for key, value in changes.items():
         setattr(p, key, value)
     lora.r, lora.dropout, lora.target_modules = adapter["r"], adapter["dropout"], adapter["targets"]
