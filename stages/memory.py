@@ -59,7 +59,7 @@ class MemorySampler:
 
 
 def gpu_reader():
-    """A function that reads this process's memory on GPU 0 in MiB, or None without a GPU."""
+    """A function that reads this process's memory on its current GPU in MiB, or None without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -67,7 +67,8 @@ def gpu_reader():
     import pynvml
 
     pynvml.nvmlInit()
-    handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+    # By its name: NVML counts every GPU of the machine, torch only those in CUDA_VISIBLE_DEVICES.
+    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
 
     def read():
         processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
