@@ -25,7 +25,17 @@ from dataclasses import dataclass
 from stages.memory import MemorySampler
 from stages.proofs import prove
 from stages.speed import utilisation
-from stages.stage import UserError, fingerprint, read_json, read_params, results, run, work_dir, write_metrics
+from stages.stage import (
+    UserError,
+    fingerprint,
+    patched,
+    read_json,
+    read_params,
+    results,
+    run,
+    work_dir,
+    write_metrics,
+)
 from stages.training import attention_kernels, make_trainer, progress_callback
 
 METHODS = ("lora", "qlora")
@@ -72,16 +82,7 @@ def with_arm(p, variant):
     if method not in METHODS or (arm and arm not in p.arms):
         known = [m for m in METHODS] + [f"{m}-{a}" for a in p.arms for m in METHODS]
         raise UserError(f"params.yaml: finetune has no variant {variant!r}; use one of {', '.join(known)}")
-    patch = p.arms[arm] if arm else {}
-    if not isinstance(patch, dict):
-        raise UserError(f"params.yaml: finetune.arms.{arm} is {patch!r}, want parameters as key: value")
-    for key, value in patch.items():
-        if key not in {field.name for field in dataclasses.fields(p)} - {"variants", "arms"}:
-            raise UserError(f"params.yaml: finetune.arms.{arm}.{key} is no parameter of finetune")
-        kind = type(getattr(p, key))
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise UserError(f"params.yaml: finetune.arms.{arm}.{key} is {value!r}, want {kind.__name__}")
-    return method, dataclasses.replace(p, **patch)
+    return method, patched(p, p.arms[arm] if arm else {}, f"finetune.arms.{arm}", ("variants", "arms"))
 
 
 def last_whole_checkpoint(folder):

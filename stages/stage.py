@@ -58,6 +58,22 @@ def read_params(cls, path="params.yaml"):
     return cls(**given)
 
 
+def patched(p, patch, where, fixed):
+    """The parameters `p` with the keys of `patch` changed; UserError names the place `where` and a wrong key or value.
+
+    fixed: fields that a patch must not touch (those that hold the patches).
+    """
+    if not isinstance(patch, dict):
+        raise UserError(f"params.yaml: {where} is {patch!r}, want parameters as key: value")
+    kinds = {field.name: field.type for field in dataclasses.fields(p) if field.name not in fixed}
+    for key, value in patch.items():
+        if key not in kinds:
+            raise UserError(f"params.yaml: {where}.{key} is no parameter of {where.partition('.')[0]}")
+        if type(value) is not kinds[key] and not (kinds[key] is float and type(value) is int):
+            raise UserError(f"params.yaml: {where}.{key} is {value!r}, want {kinds[key].__name__}")
+    return dataclasses.replace(p, **patch)
+
+
 def load_yaml(path):
     """A YAML file as Python data; UserError names the file (and the line) where it cannot be read."""
     try:
