@@ -1,27 +1,35 @@
 """
-Sweep the concurrency against one server with genai-perf: python -m stages.bench RUN SERVER_IMAGE CLIENT_IMAGE
+Run one experiment of the benchmark with genai-perf: python -m stages.bench EXPERIMENT CLIENT_IMAGE SERVER=IMAGE ...
 
-in:   results/<profile>/base_model, results/<profile>/machine/machine.json, and what RUN serves: repository/base,
-      repository/lora, or the adapters in finetune
-out:  results/<profile>/bench/RUN/points.json, points.csv   one entry a concurrency, and what made it
-      results/<profile>/bench/RUN/raw/<concurrency>/        genai-perf's own files, untouched
-      results/<profile>/bench/RUN/prompts.jsonl, *.log
+in:   results/<profile>/base_model, results/<profile>/machine/machine.json, and what the experiment serves:
+      repository/base, repository/lora, or the adapters in finetune
+out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json   one entry a load: medians, intervals, every repeat with
+                                                              its certificate, and what made them
+      results/<profile>/bench/EXPERIMENT/SERVER/points.csv    one line a repeat
+      results/<profile>/bench/EXPERIMENT/raw/POINT/           genai-perf's own files, untouched
+      results/<profile>/bench/EXPERIMENT/*.jsonl, *.log       the prompts that every server got, and what was said
 
-A finished point waits in .work/<profile>/bench-RUN-<fingerprint>/ until the sweep is whole, for DVC deletes a stage's
-outs before it runs: a sweep that was stopped goes on at the first point that is missing.
+BUDGET=30m in the environment stops after that time, where a partial sweep is still a curve; the rest stands as not
+measured. A finished point waits in .work/<profile>/bench-EXPERIMENT-<fingerprint>/ until the experiment is whole, for
+DVC deletes a stage's outs before it runs: what was stopped goes on at the first point that is missing.
 """
 
 import csv
+import os
 import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from stages.points import judged, per_request, read_point, told
-from stages.servers import SERVERS, read_counters
-from stages.serving import run_client, serving
+from stages import points
+from stages.certificate import certificate, failed, per_request
+from stages.experiments import Bench, Clock, key_of, seconds_of, visits, with_experiment
+from stages.servers import OURS, read_metrics, served_model
+from stages.serving import run_client, serving, session
 from stages.stage import (
     UserError,
     fingerprint,
@@ -34,195 +42,270 @@ from stages.stage import (
     write_json,
     write_metrics,
 )
+from stages.watch import Watch, gpu_strangers
+
+# Files whose change makes a finished point another measurement.
+MEASURING = ("bench.py", "certificate.py", "points.py", "servers.py", "watch.py")
 
 
-@dataclass
-class Bench:
-    servers: list
-    input_tokens: int
-    output_tokens: int
-    concurrency: list
-    requests_per_stream: int
-    min_requests: int
-    warmup_requests: int
-    seed: int
-    ready_seconds: int
-    point_seconds: int
-    server_options: list
-
-    def __post_init__(self):
-        if unknown := [name for name in self.servers if name not in SERVERS]:
-            raise UserError(f"params.yaml: bench.servers has {unknown[0]!r}; use {', '.join(SERVERS)}")
-        if not self.concurrency or any(type(one) is not int or one < 1 for one in self.concurrency):
-            raise UserError(f"params.yaml: bench.concurrency is {self.concurrency}; use whole numbers from 1")
-        for name in ("input_tokens", "output_tokens", "requests_per_stream", "min_requests"):
-            if getattr(self, name) < 1:
-                raise UserError(f"params.yaml: bench.{name} is {getattr(self, name)}; use 1 or more")
-        if words := [word for word in self.server_options if type(word) is not str]:
-            raise UserError(f"params.yaml: bench.server_options has {words[0]!r}; write it as text, in quotes")
-
-    def requests(self, concurrency):
-        return max(self.min_requests, concurrency * self.requests_per_stream)
-
-    def warmup(self, concurrency):
-        return concurrency * self.warmup_requests
-
-
-def client_command(p, server, concurrency, work):
-    """genai-perf for one point: streaming, the same prompts for every server, the output length pinned."""
+def client_command(p, server, point, work):
+    """genai-perf for one point: streaming, and what the experiment asks for."""
     options = {
-        **server.client(p.output_tokens),
+        **server.client(p, point.output_tokens),
         "streaming": True,
-        "tokenizer": results("base_model") / "model",
-        "concurrency": concurrency,
-        "request-count": p.requests(concurrency),
-        "warmup-request-count": p.warmup(concurrency),
-        "input-file": work / "prompts.jsonl",
-        "output-tokens-mean": p.output_tokens,
-        "output-tokens-stddev": 0,
+        "tokenizer": served_model(p.model),
+        "concurrency": point.concurrency,
+        "request-count": p.requests(point.concurrency),
+        **({"warmup-request-count": p.warmup(point.concurrency)} if p.warmup_requests else {}),
+        **prompt_options(p, point, work),
+        "output-tokens-mean": point.output_tokens,
+        **({"output-tokens-stddev": 0} if p.pinned else {}),
         "random-seed": p.seed,
-        "artifact-dir": work / "raw" / str(concurrency),
+        "artifact-dir": work / "raw" / str(point),
     }
     return ["genai-perf", "profile", *flags(options)]
 
 
-def prompts_command(p, work):
+def prompt_options(p, point, work):
+    """The same unique prompts for every server, or genai-perf's own."""
+    if p.prompts == "unique":
+        return {"input-file": prompts_file(work, point.input_tokens)}
+    return {"synthetic-input-tokens-mean": point.input_tokens, "synthetic-input-tokens-stddev": 0}
+
+
+def prompts_file(work, tokens):
+    return work / f"prompts-{tokens}.jsonl"
+
+
+def prompts_command(p, tokens, work):
     """As many prompts as the largest point sends, warm-up and all, so that none is sent twice."""
     count = max(p.requests(one) + p.warmup(one) for one in p.concurrency)
-    tokenizer = results("base_model") / "model"
-    words = [tokenizer, p.input_tokens, count, p.seed, work / "prompts.jsonl"]
+    words = [served_model(p.model), tokens, count, p.seed, prompts_file(work, tokens)]
     return ["python3", "containers/client/prompts.py", *(str(word) for word in words)]
 
 
-def key(p, server, images):
+def key(p, images):
     """What a finished point depends on: with another key it is measured again."""
-    unrelated = ("servers", "concurrency", "ready_seconds", "point_seconds")
+    unrelated = ("experiments", "definitions", "servers", "concurrency", "repeats", "ready_seconds", "point_seconds")
     params = {name: value for name, value in asdict(p).items() if name not in unrelated}
-    files = [results("machine") / "machine.json", Path(__file__), Path(__file__).with_name("points.py")]
-    for folder in (results("base_model") / "model", *server.served):
+    files = [results("machine") / "machine.json", *(Path(__file__).with_name(name) for name in MEASURING)]
+    folders = {served_model(p.model), *(folder for name in p.servers for folder in p.server(name)[0].served)}
+    for folder in sorted(folders):
         files += [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
-    settings = [params, [str(path) for path in files], images]
-    return fingerprint(settings, files)
+    return fingerprint([params, [str(path) for path in files], images], files)
 
 
-def measure(p, server, client_image, process, concurrency, work):
-    """One point: genai-perf, its numbers, the server's own count; written to points/ when it is whole."""
-    raw = work / "raw" / str(concurrency)
+def measure(p, server, point, client_image, process, strangers, work):
+    """One point: genai-perf, its numbers, the server's own counts, the certificate; in points/ when it is whole."""
+    raw = work / "raw" / str(point)
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
-    before = read_counters(server)
-    command = ["containers/run", client_image, *client_command(p, server, concurrency, work)]
-    run_client("genai-perf", command, work / f"client-{concurrency}.log", process, p.point_seconds)
-    counted = {"server_output_tokens": per_request(before, read_counters(server))}
-    point = judged({"concurrency": concurrency, **read_point(raw), **counted}, p.requests(concurrency), p.output_tokens)
-    write_json(work / "points" / f"{concurrency}.json", point)
-    return point
+    watch, before = Watch(server, partial(session, process)), read_metrics(server, server.counters)
+    command = ["containers/run", client_image, *client_command(p, server, point, work)]
+    run_client("genai-perf", command, work / f"client-{point}.log", process, p.point_seconds, watch)
+    after = read_metrics(server, server.counters)
+    counted = {name: after[name] - before[name] for name in before.keys() & after.keys()}
+    asked = {
+        "requests": p.requests(point.concurrency),
+        "warmup": p.warmup(point.concurrency),
+        **{name: getattr(point, name) for name in ("concurrency", "input_tokens", "output_tokens")},
+    }
+    read, seen = points.read_point(raw), watch.summary()
+    checks = certificate(read, asked, counted, seen, strangers)
+    found = {
+        "concurrency": point.concurrency,
+        "input_tokens_asked": point.input_tokens,
+        "output_tokens_asked": point.output_tokens,
+        "repeat": point.repeat,
+        **read,
+        **points.by_server(read, per_request(counted, "output_tokens"), seen["gpu_watts"]),
+        "failed_requests": max(0, asked["requests"] - read["requests"]),
+        "preemptions": counted.get("preemptions"),
+        **seen,
+        "valid": not failed(checks),
+        "invalid_reasons": failed(checks),
+        "checks": checks,
+    }
+    write_json(work / "points" / f"{point}.json", found)
+    return found
 
 
-def finished(work):
-    """The valid points that are there, by concurrency; an invalid one is measured again when the stage runs again."""
-    points = [read_json(path) for path in (work / "points").glob("*.json")]
-    return {point["concurrency"]: point for point in points if point["valid"]}
+def finished(work, point):
+    """The point as it was measured; None where it is missing or not valid: then it is measured (again)."""
+    path = work / "points" / f"{point}.json"
+    return found if path.exists() and (found := read_json(path))["valid"] else None
 
 
-def sweep(p, name, server, images, work):
-    """Measure the points that are not there yet, one server start for all of them."""
-    server_image, client_image = images
-    missing = [one for one in p.concurrency if one not in finished(work)]
-    if not missing:
-        return
-    if len(missing) < len(p.concurrency):
-        print(f"{name}: going on with the {len(p.concurrency) - len(missing)} points of an earlier run, in {work}")
-    past = work.parent / f"bench-{name}.seconds.json"
-    print(f"{name}: starting {server_image}; {duration(p, missing, past)}", flush=True)
-
-    prompts = ["containers/run", client_image, *prompts_command(p, work)]
-    command = ["containers/run", server_image, *server.command(p.server_options)]
-    seconds = {}
-    with serving(server, command, work / "server.log", p.ready_seconds) as (process, ready):
-        run_client("prompts.py", prompts, work / "prompts.log", process, p.point_seconds)
-        engine, is_stand_in = server.engine()
-        facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "server_ready_seconds": round(ready, 1)}
-        write_json(work / "server.json", facts | {"server_command": command})
-        print(f"{name}: {engine} is ready after {ready:.0f} s", flush=True)
-        for done, concurrency in enumerate(missing, start=1):
-            begun = time.monotonic()
-            point = measure(p, server, client_image, process, concurrency, work)
-            seconds[str(concurrency)] = time.monotonic() - begun
-            left = sum(seconds.values()) / done * (len(missing) - done)
-            print(f"{name}: {told(point)}; {seconds[str(concurrency)]:.0f} s, about {left:.0f} s left", flush=True)
-    write_json(past, {"ready": ready, "points": seconds})
+def missing(plan, work):
+    """What is still to be measured of [(server, points)]."""
+    left = [(server, [one for one in group if not finished(work, one)]) for server, group in plan]
+    return [(server, group) for server, group in left if group]
 
 
-def duration(p, missing, past):
-    """How long the sweep will take, judged by the last one here."""
-    most = (p.ready_seconds + len(missing) * p.point_seconds) / 60
-    if not past.exists():
-        return f"no earlier run to judge the time by; {most:.0f} min at the very most"
-    last = read_json(past)
-    each = max(last["points"].values())
-    return f"about {last['ready'] + sum(last['points'].get(str(one), each) for one in missing):.0f} s, by the last run"
+def sweep(name, p, images, work):
+    """Measure the points that are not there yet, one server start for each group; stops when BUDGET is used up."""
+    plan, clock = list(visits(p)), Clock(work.parent / f"bench-{name}.seconds.json")
+    left, total = missing(plan, work), sum(len(group) for _, group in plan)
+    count = sum(len(group) for _, group in left)
+    budget = seconds_of(os.environ.get("BUDGET"))
+    deadline = time.monotonic() + budget if budget else float("inf")
+    print(f"{name}: {count} of {total} points to measure{about(clock.left(left))}", flush=True)
+    for tokens in {tokens for tokens, _ in p.lengths} if left and p.prompts == "unique" else ():
+        write_prompts(p, tokens, images["client"], work)
+    while left and time.monotonic() < deadline:
+        server_name, group = left[0]
+        strangers = gpu_strangers()
+        with ExitStack() as stack:
+            server, process = start(name, p, server_name, images, work, clock, stack)
+            for point in group:
+                if time.monotonic() > deadline:
+                    break
+                begun = time.monotonic()
+                found = measure(p, server, point, images["client"], process, strangers, work)
+                clock.seconds["points"][key_of(point)] = time.monotonic() - begun
+                write_json(clock.path, clock.seconds)
+                rest = [(server_name, group[group.index(point) + 1 :]), *left[1:]]
+                print(f"{name}, {server_name}, repeat {point.repeat}: {points.told(found)}{about(clock.left(rest))}",
+                      flush=True)  # fmt: skip
+        left = left[1:]
+    if left:
+        print(f"{name}: BUDGET={os.environ['BUDGET']} is used up; the same command goes on with the rest")
 
 
-def publish(out, work, facts, points):
-    """The stage's outs, written in one go."""
-    shutil.rmtree(out, ignore_errors=True)
-    if work:
-        shutil.copytree(work, out, ignore=shutil.ignore_patterns("points", "server.json"))
-    write_metrics(out / "points.json", {**facts, "points": points})
-    with (out / "points.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(points[0]) if points else ["concurrency"])
+def about(seconds):
+    return "" if seconds is None else f"; about {seconds:.0f} s left"
+
+
+def write_prompts(p, tokens, client_image, work):
+    """Prompts of exactly so many tokens, once for all servers and repeats."""
+    command = ["containers/run", client_image, *prompts_command(p, tokens, work)]
+    run_client("prompts.py", command, work / "prompts.log", None, p.point_seconds)
+
+
+def start(name, p, server_name, images, work, clock, stack):
+    """(server, process) of a server that is ready; what it is and how it was started goes to servers/."""
+    server, options = p.server(server_name)
+    image = images[server_name.partition("-")[0]]
+    command = ["containers/run", image, *server.command(options)]
+    print(f"{name}: starting {server_name} in {image}", flush=True)
+    process, ready = stack.enter_context(serving(server, command, work / f"{server_name}.log", p.ready_seconds))
+    engine, is_stand_in = server.engine()
+    facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "server_ready_seconds": round(ready, 1)}
+    write_json(work / "servers" / f"{server_name}.json", facts | {"server_command": command})
+    clock.seconds["ready"][server_name] = ready
+    print(f"{name}: {engine} is ready after {ready:.0f} s", flush=True)
+    return server, process
+
+
+def publish(out, work, p, server_name, facts):
+    """The points of one server, summed up over their repeats."""
+    groups = {}
+    for _, group in visits(p):
+        for one in group:
+            if one.server == server_name and (work / "points" / f"{one}.json").exists():
+                groups.setdefault(key_of(one), []).append(read_json(work / "points" / f"{one}.json"))
+    summed = [points.summed_up(group) for _, group in sorted(groups.items(), key=lambda item: place(item[1][0]))]
+    wanted = len(p.lengths) * len(p.concurrency) * p.repeats
+    got = sum(len(group) for group in groups.values())
+    short = None if got == wanted else f"the budget ended after {got} of {wanted} measurements"
+    write_metrics(out / server_name / "points.json", {**facts, "not_measured": short, "points": summed})
+    write_csv(out / server_name / "points.csv", [one for entry in summed for one in entry["repeats"]])
+
+
+def place(point):
+    return [point[name] for name in ("input_tokens_asked", "output_tokens_asked", "concurrency")]
+
+
+def write_csv(path, repeats):
+    """One line a repeat; the certificate as the names of the checks that failed."""
+    rows = [
+        {**one, "invalid_reasons": "; ".join(one["invalid_reasons"]),
+         "checks": ", ".join(f"{check['check']} {check['verdict']}" for check in one["checks"])}
+        for one in repeats
+    ]  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["concurrency"])
         writer.writeheader()
-        lists = ("invalid_reasons", "notes")
-        writer.writerows({**point, **{name: "; ".join(point[name]) for name in lists}} for point in points)
+        writer.writerows(rows)
 
 
-def what_was_asked(p, server, model, images):
+def what_was_asked(name, p, server_name, images):
     """The part of points.json that is known before anything runs."""
-    base = read_json(results("base_model") / "metrics.json")
+    settings = ("lengths", "repeats", "requests_per_stream", "min_requests", "warmup_requests", "endpoint", "prompts",
+                "pinned", "seed")  # fmt: skip
     return {
-        "server": server,
-        "model": model,
-        "server_image": images[0],
-        "client_image": images[1],
-        "base_model": {name: base[name] for name in ("name", "weights", "parameters")},
-        "input_tokens_asked": p.input_tokens,
-        "output_tokens_asked": p.output_tokens,
+        "experiment": name,
+        "server": server_name,
+        "model": p.model,
+        "server_image": images[server_name.partition("-")[0]],
+        "client_image": images["client"],
+        "base_model": model_facts(p.model),
+        "input_tokens_asked": p.lengths[0][0],
+        "output_tokens_asked": p.lengths[0][1],
+        "settings": {key: getattr(p, key) for key in settings},
     }
 
 
+def model_facts(model):
+    """{name, weights} of what is served; a shape's weights are whatever the server fills in."""
+    if model in OURS:
+        base = read_json(results("base_model") / "metrics.json")
+        return {name: base[name] for name in ("name", "weights", "parameters")}
+    return {"name": f"{model} shape", "weights": "random", "parameters": None}
+
+
+def not_measured(out, facts, reason):
+    """points.json of a server that is not measured, with the reason."""
+    nothing = {"engine": None, "engine_is_stand_in": False, "server_ready_seconds": None, "server_command": None}
+    write_metrics(out / facts["server"] / "points.json", {**facts, **nothing, "not_measured": reason, "points": []})
+    print(f"{facts['experiment']}, {facts['server']}: not measured ({reason})")
+
+
 def main():
-    kinds = [f"{server}-{model}" for server in SERVERS for model in ("base", "lora")]
-    if len(sys.argv) != 4 or sys.argv[1] not in kinds:
-        raise UserError(
-            f"usage: python -m stages.bench RUN SERVER_IMAGE CLIENT_IMAGE, with RUN one of {', '.join(kinds)}"
-        )
-    name, *images = sys.argv[1:]
     p = read_params(Bench)
-    kind, model = name.split("-")
-    server = SERVERS[kind](model)
+    if len(sys.argv) < 4 or sys.argv[1] not in p.definitions or not all("=" in word for word in sys.argv[3:]):
+        raise UserError(
+            "usage: python -m stages.bench EXPERIMENT CLIENT_IMAGE SERVER=IMAGE ..., with EXPERIMENT one of "
+            f"{', '.join(p.definitions)}"
+        )
+    name, images = sys.argv[1], {"client": sys.argv[2], **dict(word.split("=", 1) for word in sys.argv[3:])}
+    asked = with_experiment(p, name)
     # DVC and Slurm end a stage with SIGTERM: leave through every `finally`, as with Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
-    facts = what_was_asked(p, kind, model, images)
-    out = results("bench") / name
-    reason = f"params.yaml: bench.servers has no {kind}" if kind not in p.servers else server.not_built()
-    if reason:
-        nothing = {"engine": None, "engine_is_stand_in": False, "server_ready_seconds": None, "server_command": None}
-        publish(out, None, {**facts, **nothing, "not_measured": reason}, [])
-        print(f"{name}: not measured ({reason})")
+    out, reasons = results("bench") / name, {}
+    shutil.rmtree(out, ignore_errors=True)
+    for server in asked.servers:
+        left_out = None if name in p.experiments else f"params.yaml: bench.experiments has no {name}"
+        kind = server.partition("-")[0]
+        left_out = left_out or (None if kind in p.servers else f"params.yaml: bench.servers has no {kind}")
+        if reason := left_out or asked.server(server)[0].not_built():
+            reasons[server] = reason
+            not_measured(out, what_was_asked(name, asked, server, images), reason)
+    asked.servers = [server for server in asked.servers if server not in reasons]
+    if not asked.servers:
         return
+    if asked.model not in OURS:
+        from stages import random_model
 
-    work = work_dir(f"bench-{name}", key(p, server, images))
+        random_model.write(asked.model, served_model(asked.model))
+
+    work = work_dir(f"bench-{name}", key(asked, images))
     try:
-        sweep(p, name, server, images, work)
+        sweep(name, asked, images, work)
     except (UserError, KeyboardInterrupt, SystemExit):
-        kept = f"{len(finished(work))} of {len(p.concurrency)} points are finished and kept in {work}"
+        plan = list(visits(asked))
+        total, left = (sum(len(group) for _, group in one) for one in (plan, missing(plan, work)))
+        kept = f"{total - left} of {total} points are finished and kept in {work}"
         print(f"{name}: {kept}; run the same again to go on", file=sys.stderr)
         raise
-    points = [read_json(work / "points" / f"{one}.json") for one in p.concurrency]
-    publish(out, work, {**facts, **read_json(work / "server.json"), "not_measured": None}, points)
-    shutil.rmtree(work)
+    shutil.copytree(work, out, ignore=shutil.ignore_patterns("points", "servers"), dirs_exist_ok=True)
+    for server in asked.servers:
+        made = work / "servers" / f"{server}.json"
+        facts = read_json(made) if made.exists() else {"engine": None, "engine_is_stand_in": False}
+        publish(out, work, asked, server, {**what_was_asked(name, asked, server, images), **facts})
+    if all((work / "points" / f"{point}.json").exists() for _, group in visits(asked) for point in group):
+        shutil.rmtree(work)
 
 
 if __name__ == "__main__":

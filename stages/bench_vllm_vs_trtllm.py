@@ -1,7 +1,9 @@
 """
-Both servers' curves side by side: throughput, throughput of one user, time to first token, time between tokens.
+Both servers' curves side by side: throughput, throughput of one user, time to first token, time between tokens. A
+comparison is the ratio of two medians with its 95 % bootstrap interval over the repeats; it is called a difference only
+where the interval leaves out 1 and the ratio is further from 1 than a server's own repeats are from each other.
 
-in:   results/<profile>/bench/*/points.json
+in:   results/<profile>/bench/{base,lora}/*/points.json
 out:  results/<profile>/bench_vllm_vs_trtllm/comparison.{csv,json,svg,png}
 """
 
@@ -10,6 +12,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages import points
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
 
 PERCENTILES = ("p50", "p90", "p95", "p99")
@@ -18,6 +21,9 @@ COLOURS = {"triton": "#0072B2", "vllm": "#D55E00"}
 STYLES = {"base": "o-", "lora": "s--"}
 GREY = "#999999"
 SAME = ("base_model", "input_tokens_asked", "output_tokens_asked")  # in all runs, or they are not comparable
+EXPERIMENTS = ("base", "lora")
+HIGHER, LOWER, SAME_SPEED = "Triton higher", "vLLM higher", "cannot be told apart"
+NO_INTERVAL = f"no verdict: fewer than {points.REPEATS_NEEDED} repeats"
 
 
 @dataclass
@@ -31,8 +37,9 @@ class BenchVllmVsTrtllm:
 
 
 def read_runs(folder):
-    """Every run's points.json, by name; UserError where two of them did not measure the same work."""
-    runs = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/points.json"))}
+    """Every run's points.json, as SERVER-MODEL; UserError where two of them did not measure the same work."""
+    found = [read_json(path) for name in EXPERIMENTS for path in sorted((folder / name).glob("*/points.json"))]
+    runs = {f"{one['server']}-{one['model']}": one for one in found}
     if not runs:
         raise UserError(f"{folder}: no benchmark there; `dvc repro bench` makes them")
     first, *others = runs
@@ -60,21 +67,47 @@ def value(point, name):
     return counted if name == "output_tokens_per_second" and counted is not None else point[name]
 
 
+def repeated(point, name):
+    """A number of every valid repeat of a point; an empty list where one of them does not have it."""
+    found = [value(one, name) for one in point["repeats"] if one["valid"]]
+    return [] if None in found else found
+
+
+def noise(runs, name):
+    """How far a repeat lies from the median of its own point, at most, over all points: A against A."""
+    spread = [0.0]
+    for one in runs.values():
+        for point in one["points"]:
+            found = repeated(point, name)
+            spread += [abs(figure / value(point, name) - 1) for figure in found] if len(found) > 1 else []
+    return max(spread)
+
+
 def ratios(runs, percentile):
-    """Triton divided by vLLM, at each concurrency that both measured; null where one of the points is not valid."""
-    rows = []
-    points = {(one["server"], one["model"]): {p["concurrency"]: p for p in one["points"]} for one in runs.values()}
-    for model in sorted({model for _, model in points}):
-        triton, vllm = points.get(("triton", model), {}), points.get(("vllm", model), {})
+    """Triton divided by vLLM at each concurrency that both measured: {ratio, low, high, verdict} a panel; null where
+    one of the points is not valid."""
+    rows, floor = [], {name: noise(runs, name) for name in panels(percentile)}
+    by_run = {(one["server"], one["model"]): {p["concurrency"]: p for p in one["points"]} for one in runs.values()}
+    for model in sorted({model for _, model in by_run}):
+        triton, vllm = by_run.get(("triton", model), {}), by_run.get(("vllm", model), {})
         for concurrency in sorted(triton.keys() & vllm.keys()):
             pair = triton[concurrency], vllm[concurrency]
             valid = all(point["valid"] for point in pair)
             row = {"model": model, "concurrency": concurrency, "both_valid": valid}
             for name in panels(percentile):
-                above, below = (value(point, name) for point in pair)
-                row[name] = above / below if valid and above is not None and below else None
+                above, below = (repeated(point, name) for point in pair)
+                row[name] = judged(points.ratio(above, below), floor[name]) if valid and above and below else None
             rows.append(row)
     return rows
+
+
+def judged(found, floor):
+    """A ratio with its verdict; `floor` is the noise of equal runs."""
+    if found["low"] is None:
+        return {**found, "verdict": NO_INTERVAL}
+    if found["low"] <= 1 <= found["high"] or abs(found["ratio"] - 1) <= floor:
+        return {**found, "verdict": SAME_SPEED}
+    return {**found, "verdict": HIGHER if found["ratio"] > 1 else LOWER}
 
 
 def remarks(runs):
@@ -86,8 +119,7 @@ def remarks(runs):
         if one["not_measured"]:
             lines.append(f"{name}: not measured ({one['not_measured']})")
         for point in one["points"]:
-            reasons = point["invalid_reasons"] + point["notes"]
-            lines += [f"{name}, concurrency {point['concurrency']}: {reason}" for reason in reasons]
+            lines += [f"{name}, concurrency {point['concurrency']}: {reason}" for reason in point["invalid_reasons"]]
     return lines
 
 
@@ -106,6 +138,11 @@ def draw(axes, runs, name):
         if good:
             style = {"color": COLOURS[one["server"]], "label": label(one), "markersize": 5}
             axes.plot(*zip(*good, strict=True), STYLES[one["model"]], **style)
+            for point in known:
+                if point["valid"] and (span := point["intervals"].get(name)):
+                    axes.plot(
+                        [point["concurrency"]] * 2, span, "-", color=COLOURS[one["server"]], linewidth=3, alpha=0.5
+                    )
         if bad:
             axes.plot(*zip(*bad, strict=True), "x", color=GREY, label="not valid, see below")
 
@@ -147,14 +184,18 @@ def figure(runs, percentile):
 
 
 def write_csv(path, runs):
-    """All points of all runs in one table, one row a point."""
+    """All repeats of all points of all runs in one table."""
     places = ("server", "model", "engine", "engine_is_stand_in")
-    rows = [{**{key: one[key] for key in places}, **point} for one in runs.values() for point in one["points"]]
-    lists = ("invalid_reasons", "notes")
+    rows = [
+        {**{key: one[key] for key in places}, **{key: figure for key, figure in repeat.items() if key != "checks"}}
+        for one in runs.values()
+        for point in one["points"]
+        for repeat in point["repeats"]
+    ]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else list(places))
         writer.writeheader()
-        writer.writerows({**row, **{key: "; ".join(row[key]) for key in lists}} for row in rows)
+        writer.writerows({**row, "invalid_reasons": "; ".join(row["invalid_reasons"])} for row in rows)
 
 
 def main():
@@ -171,6 +212,7 @@ def main():
             **{key: first[key] for key in SAME},
             "percentile": p.percentile,
             "runs": {name: {key: one[key] for key in keys} for name, one in runs.items()},
+            "noise": {name: noise(runs, name) for name in panels(p.percentile)},
             "triton_divided_by_vllm": ratios(runs, p.percentile),
             "remarks": remarks(runs),
         },
@@ -180,8 +222,8 @@ def main():
     drawn.savefig(out / "comparison.svg", metadata={"Date": None})
     drawn.savefig(out / "comparison.png", dpi=150)
     for row in ratios(runs, p.percentile):
-        rounded = (f"{name} {one:.2f}" if type(one) is float else f"{name} {one}" for name, one in row.items())
-        print("triton / vllm:", ", ".join(rounded))
+        told = [f"{name} {one['ratio']:.2f} ({one['verdict']})" for name, one in row.items() if type(one) is dict]
+        print(f"triton / vllm, {row['model']}, concurrency {row['concurrency']}:", ", ".join(told) or "not valid")
 
 
 if __name__ == "__main__":

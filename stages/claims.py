@@ -82,8 +82,8 @@ def outcome(claim, name, folder, arm, tolerance):
 
 
 def stage_of(path):
-    """The DVC stage that makes a result file: bench/vllm-base/points.json is of bench@vllm-base."""
-    return "@".join(path.split("/")[:-1])
+    """The DVC stage that makes a result file: bench/base/vllm/points.json is of bench@base."""
+    return "@".join(path.split("/")[:-1][:2])
 
 
 def compute(formula, values):

@@ -1,11 +1,11 @@
 """
-One point of a benchmark: read from genai-perf's files, checked against what was asked for, told in a line.
+One point of a benchmark: read from genai-perf's files, repeated, summed up, told in a line.
 """
+
+import statistics
 
 from stages.stage import UserError, read_json
 
-# A mean output length that is further off than this is another workload than the one asked for.
-LENGTH_TOLERANCE = 0.02
 STATISTICS = ("avg", "p50", "p90", "p95", "p99")
 # Our name -> genai-perf's key, the unit it must come in, and the statistics we report.
 METRICS = {
@@ -19,6 +19,9 @@ METRICS = {
     "itl_ms": ("inter_token_latency", "ms", STATISTICS),
     "request_latency_ms": ("request_latency", "ms", STATISTICS),
 }
+ASKED = ("concurrency", "input_tokens_asked", "output_tokens_asked")
+BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED = 2000, 42
+REPEATS_NEEDED = 3  # below, an interval would be the two figures themselves
 
 
 def read_point(folder):
@@ -27,56 +30,76 @@ def read_point(folder):
     if len(found) != 1:
         raise UserError(f"{folder}: {len(found)} files *_genai_perf.json, want 1; genai-perf did not finish this point")
     profile, point = read_json(found[0]), {}
-    for name, (key, unit, statistics) in METRICS.items():
+    for name, (key, unit, wanted) in METRICS.items():
         measured = profile.get(key, {})
         if measured and measured["unit"] != unit:
             raise UserError(f"{found[0]}: {key} is in {measured['unit']!r}, want {unit!r}; is it another genai-perf?")
-        for one in statistics:
-            point[name if statistics == ("avg",) else f"{name}_{one}"] = measured.get(one)
+        for one in wanted:
+            point[name if wanted == ("avg",) else f"{name}_{one}"] = measured.get(one)
     if point["requests"] is None:
         raise UserError(f"{found[0]}: request_count is missing; is it another genai-perf?")
     return {**point, "requests": int(point["requests"])}
 
 
-def judged(point, asked_requests, asked_tokens):
-    """The point with what the server's own count adds, and whether it measured the work that was asked for.
+def by_server(point, made, watts):
+    """What follows from the server's own count of tokens a request, `made`, and from the GPUs' mean power.
 
-    genai-perf counts output tokens by tokenising the text again, which is off where the text has another, shorter
-    spelling in tokens; the server knows how many it made. So its count decides, where there is one.
+    server_itl_ms_avg: (latency - TTFT) / (tokens - 1), the mean over the load (NVIDIA's ITL is vLLM's TPOT); a client
+    that tokenises text again divides by another number.
     """
-    counted, made = point["output_tokens"], point["server_output_tokens"]
-    failed = max(0, asked_requests - point["requests"])
-    reasons = [f"{failed} of {asked_requests} requests failed"] if failed else []
-    who, tokens = ("genai-perf counted", counted) if made is None else ("the server made", made)
-    if tokens is None or off(tokens, asked_tokens):
-        shown = "no" if tokens is None else f"{tokens:.2f}"
-        reasons.append(f"{who} {shown} output tokens a request, {asked_tokens} were asked for")
-    notes = []
-    if made is not None and counted is not None and off(counted, made):
-        notes.append(f"genai-perf counted {counted:.2f} output tokens a request where the server made {made:.2f}")
     rate = made * point["requests_per_second"] if made is not None else None
+    spans = (point["request_latency_ms_avg"], point["ttft_ms_avg"])
+    itl = (spans[0] - spans[1]) / (made - 1) if made and made > 1 and None not in spans else None
     return {
-        **point,
+        "server_output_tokens": made,
         "server_output_tokens_per_second": rate,
-        "failed_requests": failed,
-        "valid": not reasons,
-        "invalid_reasons": reasons,
-        "notes": notes,
+        "server_itl_ms_avg": itl,
+        "tokens_per_joule": rate / watts if rate is not None and watts else None,
     }
 
 
-def off(tokens, wanted):
-    return abs(tokens / wanted - 1) > LENGTH_TOLERANCE
+def summed_up(repeats):
+    """One entry of points.json: the medians of the valid repeats, with intervals, and every repeat as it was.
+
+    Without a valid repeat the medians are of the invalid ones, and the point is not valid.
+    """
+    valid = [one for one in repeats if one["valid"]]
+    used = valid or repeats
+    numbers = [key for key, value in used[0].items() if type(value) in (int, float) and key not in (*ASKED, "repeat")]
+    medians = {key: statistics.median(one[key] for one in used) for key in numbers if None not in values(used, key)}
+    return {
+        **{key: used[0][key] for key in ASKED},
+        **{key: None for key, value in used[0].items() if value is None},
+        **medians,
+        "intervals": {key: interval(values(used, key)) for key in medians if len(used) >= REPEATS_NEEDED},
+        "valid": bool(valid),
+        "invalid_reasons": sorted({reason for one in repeats if not one["valid"] for reason in one["invalid_reasons"]}),
+        "repeats": repeats,
+    }
 
 
-def per_request(before, after):
-    """The mean output tokens of a request by the server's own counters, warm-up included; None without counters."""
-    names = ("output_tokens", "requests")
-    if any(name not in counts for name in names for counts in (before, after)):
-        return None
-    if after["requests"] == before["requests"]:
-        return None
-    return (after["output_tokens"] - before["output_tokens"]) / (after["requests"] - before["requests"])
+def values(repeats, key):
+    return [one.get(key) for one in repeats]
+
+
+def interval(numbers):
+    """The 95 % bootstrap interval of the median, as [low, high]."""
+    import numpy
+
+    drawn = numpy.random.default_rng(BOOTSTRAP_SEED).choice(numbers, (BOOTSTRAP_SAMPLES, len(numbers)))
+    return numpy.quantile(numpy.median(drawn, axis=1), [0.025, 0.975]).tolist()
+
+
+def ratio(above, below):
+    """{ratio, low, high} of two lists of repeats: their medians divided, and its 95 % bootstrap interval."""
+    import numpy
+
+    generator = numpy.random.default_rng(BOOTSTRAP_SEED)
+    drawn = [numpy.median(generator.choice(one, (BOOTSTRAP_SAMPLES, len(one))), axis=1) for one in (above, below)]
+    low, high = numpy.quantile(drawn[0] / drawn[1], [0.025, 0.975]).tolist()
+    enough = min(len(above), len(below)) >= REPEATS_NEEDED
+    found = statistics.median(above) / statistics.median(below)
+    return {"ratio": found, "low": low if enough else None, "high": high if enough else None}
 
 
 def told(point):
@@ -84,6 +107,5 @@ def told(point):
     rate, first = point["output_tokens_per_second"], point["ttft_ms_p50"]
     numbers = f"{rate:.1f} tokens/s" if rate is not None else "throughput not measured"
     numbers += f", first token after {first:.0f} ms (median)" if first is not None else ""
-    return f"concurrency {point['concurrency']}: {numbers}{'' if point['valid'] else ', INVALID: '}" + "; ".join(
-        point["invalid_reasons"]
-    )
+    where = f"{point['input_tokens_asked']} in, {point['output_tokens_asked']} out, concurrency {point['concurrency']}"
+    return f"{where}: {numbers}{'' if point['valid'] else ', INVALID: '}" + "; ".join(point["invalid_reasons"])

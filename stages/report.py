@@ -27,8 +27,8 @@ COMMANDS = {
     "QLoRA": "dvc repro finetune@qlora",
     "Chat": "dvc repro chat",
     "Style": "dvc repro style",
-    "Triton": "dvc repro bench@triton-base bench@triton-lora",
-    "vLLM": "dvc repro bench@vllm-base bench@vllm-lora",
+    "Triton": "dvc repro bench@base bench@lora",
+    "vLLM": "dvc repro bench@base bench@lora",
     "Both servers side by side": "dvc repro bench_vllm_vs_trtllm",
     "One change, for example the rank": "dvc exp run -S lora.r=8",
 }
@@ -55,7 +55,7 @@ MADE = (
     "finetune/*/metrics.json",
     "chat/chat.json",
     "style/style.json",
-    "bench/*/points.json",
+    "bench/*/*/points.json",
 )
 MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 

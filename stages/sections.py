@@ -158,8 +158,8 @@ def serving(ledger, claims):
         rows.append(["published", server, "—", "ELYZA 7B, 4 bits, H100", str(level), *cells, "length not controlled"])
     for name, folder, _ in folders(ledger):
         curves = {}
-        for path in sorted(folder.glob("bench/*/points.json")):
-            data, server = read_json(path), path.parent.name
+        for path in sorted(folder.glob("bench/*/*/points.json")):
+            data, server = read_json(path), "/".join(path.parts[-3:-1])
             if not data.get("points"):
                 why = data.get("not_measured") or "it has no points"
                 yield ("text", f"{name}, {server}: not measured, {why}.")
@@ -179,7 +179,7 @@ def serving(ledger, claims):
             yield ("figure", figure, figures.serving(figure, curves), caption)
             measured += len(curves)
     if not measured:
-        yield not_measured("dvc repro bench@triton-base bench@vllm-base")
+        yield not_measured("dvc repro bench@base")
     yield ("table", ["run", "server", "engine", "model", *SERVING, "valid"], rows)
 
 

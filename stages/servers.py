@@ -6,7 +6,7 @@ import json
 import urllib.request
 from dataclasses import dataclass
 
-from stages.stage import UserError, flags, read_json, results
+from stages.stage import UserError, flags, read_json, results, work_folder
 
 URL = "http://127.0.0.1:8000"
 ADAPTERS = ("lora", "qlora")  # variants of the fine-tuning; the first is the one that RUN=...-lora asks for
@@ -17,11 +17,17 @@ SHARED_MEMORY = "bench_triton_"  # begins the names of Triton's regions in /dev/
 class Triton:
     """A model repository behind tritonserver, driven over gRPC with the tensors of NVIDIA's inflight_batcher_llm."""
 
-    model: str
+    model: str  # base or lora
     ready = URL + "/v2/health/ready"
     ports = (8000, 8001, 8002)
     metrics = "http://127.0.0.1:8002/metrics"
-    counters = {"output_tokens": "nv_llm_output_token_len_sum", "requests": "nv_llm_output_token_len_count"}
+    # The stand-in reports as NVIDIA's backend does; a counter that an engine lacks stays unknown.
+    counters = {
+        "input_tokens": "nv_llm_input_token_len_sum",
+        "output_tokens": "nv_llm_output_token_len_sum",
+        "requests": "nv_llm_output_token_len_count",
+    }
+    gauges = {"waiting": "nv_inference_pending_request_count"}
 
     @property
     def served(self):
@@ -45,15 +51,15 @@ class Triton:
         words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 10, "backend-config": memory}
         return ["tritonserver", *flags(words)]
 
-    def client(self, output_tokens):
-        """genai-perf's options for this server; every request makes exactly `output_tokens` tokens, greedily."""
+    def client(self, p, output_tokens):
+        """genai-perf's options for this server; a pinned length is exactly `output_tokens`, greedily."""
         adapter = ["lora_task_id:1"] if self.model == "lora" else []
         return {
             "model": "ensemble",
             "url": "127.0.0.1:8001",
             "endpoint-type": "kserve",
             "backend": "tensorrtllm",
-            "extra-inputs": [f"min_tokens:{output_tokens}", *adapter],
+            "extra-inputs": [*([f"min_tokens:{output_tokens}"] if p.pinned else []), *adapter],
         }
 
     def engine(self):
@@ -65,13 +71,23 @@ class Triton:
 
 @dataclass
 class Vllm:
-    """vLLM's OpenAI-compatible server; the adapters are served beside the base model under their own names."""
+    """vLLM's OpenAI-compatible server; the adapters are served beside the base model under their own names.
 
-    model: str
+    A model that is a shape of data/shapes has weights of whatever vLLM fills in, and is served alone.
+    """
+
+    model: str  # base, lora, or the name of a shape
     ready = URL + "/health"
     ports = (8000,)
     metrics = URL + "/metrics"
-    counters = {"output_tokens": "vllm:generation_tokens_total", "requests": "vllm:request_success_total"}
+    counters = {
+        "input_tokens": "vllm:prompt_tokens_total",
+        "output_tokens": "vllm:generation_tokens_total",
+        "requests": "vllm:request_success_total",
+        "cache_hits": "vllm:prefix_cache_hits_total",
+        "preemptions": "vllm:num_preemptions_total",
+    }
+    gauges = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting"}
 
     @property
     def served(self):
@@ -79,7 +95,7 @@ class Vllm:
 
     def adapters(self):
         """Name -> folder of the adapters there are; UserError where RUN needs one and there is none."""
-        if self.model == "base":
+        if self.model != "lora":
             return {}
         folders = {name: results("finetune") / name / "adapter" for name in ADAPTERS}
         made = {name: folder for name, folder in folders.items() if (folder / "adapter_config.json").exists()}
@@ -91,8 +107,10 @@ class Vllm:
         return None
 
     def command(self, options):
-        words = {"model": results("base_model") / "model", "served-model-name": "base", "host": "127.0.0.1",
+        words = {"model": served_model(self.model), "served-model-name": "base", "host": "127.0.0.1",
                  "port": self.ports[0], "no-enable-prefix-caching": True}  # fmt: skip
+        if self.model not in OURS:
+            words["load-format"] = "dummy"
         lora = []
         if adapters := self.adapters():
             rank = max(read_json(folder / "adapter_config.json")["r"] for folder in adapters.values())
@@ -101,12 +119,13 @@ class Vllm:
             lora += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
         return ["python3", "-m", "vllm.entrypoints.openai.api_server", *flags(words), *lora, *options]
 
-    def client(self, output_tokens):
+    def client(self, p, output_tokens):
+        pinned = ["ignore_eos:true", f"min_tokens:{output_tokens}"] if p.pinned else []
         return {
-            "model": self.model,
+            "model": self.model if self.model in OURS else "base",
             "url": URL,
-            "endpoint-type": "completions",
-            "extra-inputs": ["ignore_eos:true", f"min_tokens:{output_tokens}", "temperature:0"],
+            "endpoint-type": p.endpoint,
+            "extra-inputs": [*pinned, "temperature:0"],
         }
 
     def engine(self):
@@ -114,6 +133,12 @@ class Vllm:
 
 
 SERVERS = {"triton": Triton, "vllm": Vllm}
+OURS = ("base", "lora")  # models of this pipeline; any other is a shape
+
+
+def served_model(model):
+    """The folder that a server loads, and whose tokenizer counts: the base model's, or that of a random shape."""
+    return results("base_model") / "model" if model in OURS else work_folder("shapes") / model
 
 
 def answer(path):
@@ -122,11 +147,11 @@ def answer(path):
         return json.load(response)
 
 
-def read_counters(server):
-    """The server's own counts since it started; an empty dict where it does not tell them."""
+def read_metrics(server, names):
+    """The server's own figures now, by our `names`; an empty dict where it does not tell them."""
     try:
         with urllib.request.urlopen(server.metrics, timeout=10) as response:
-            return sums(response.read().decode(), server.counters)
+            return sums(response.read().decode(), names)
     except OSError:
         return {}
 

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from stages.servers import SHARED_MEMORY
@@ -147,15 +148,18 @@ def serving(server, command, log, ready_seconds):
             raise
 
 
-def run_client(name, command, log, server_process, seconds):
-    """Run a client to its end while its server lives; UserError when either fails, or it takes longer."""
+def run_client(name, command, log, server_process, seconds, watch=None):
+    """Run a client to its end while its server lives, watched (stages/watch.py); UserError when either fails, or it
+    takes longer. server_process: None for a client that needs no server."""
     deadline = time.monotonic() + seconds
     with started(command, log) as client:
         while client.poll() is None:
-            if server_process.poll() is not None:
+            if server_process and server_process.poll() is not None:
                 raise UserError(f"the server stopped (exit code {server_process.returncode}) while it was measured")
             if time.monotonic() > deadline:
                 raise UserError(f"{name} took longer than {seconds} s (bench.point_seconds); its output: {log}")
+            if watch:
+                watch.look(partial(session, client))
             time.sleep(0.2)
     if client.returncode:
         show_end(log)

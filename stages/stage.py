@@ -91,14 +91,18 @@ def results(stage):
     return Path("results") / load_yaml("params.yaml")["profile"] / stage
 
 
+def work_folder(name):
+    """A place for what a stage makes on its way, outside its DVC outs: .work/<profile>/<name>."""
+    return Path(".work") / load_yaml("params.yaml")["profile"] / name
+
+
 def work_dir(name, key):
     """Where a stage keeps what must survive a kill, outside its DVC outs: .work/<profile>/<name>-<key>/.
 
     Work begun with other parameters or inputs (another key) is removed: it can never be gone on with.
     """
-    parent = Path(".work") / load_yaml("params.yaml")["profile"]
-    folder = parent / f"{name}-{key}"
-    for old in parent.glob(f"{name}-*"):
+    folder = work_folder(f"{name}-{key}")
+    for old in folder.parent.glob(f"{name}-*"):
         if old.name != folder.name and re.fullmatch(r"[0-9a-f]{16}", old.name.removeprefix(f"{name}-")):
             shutil.rmtree(old)
     folder.mkdir(parents=True, exist_ok=True)

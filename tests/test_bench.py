@@ -16,13 +16,18 @@ import pytest
 from conftest import REPO, run_in, set_params
 
 from stages import points, servers, serving
-from stages.bench import Bench, client_command, key
+from stages.bench import client_command, key
+from stages.certificate import certificate
+from stages.experiments import Bench, Clock, Point, coarse_to_fine, seconds_of, visits, with_experiment
 from stages.stage import UserError
+from stages.watch import Watch, cores
 
 RECORDED = REPO / "tests" / "fixtures" / "bench"
-PARAMS = {"servers": ["triton", "vllm"], "input_tokens": 64, "output_tokens": 32, "concurrency": [1, 2, 4],
-          "requests_per_stream": 4, "min_requests": 8, "warmup_requests": 2, "seed": 42, "ready_seconds": 20,
-          "point_seconds": 20, "server_options": []}  # fmt: skip
+PARAMS = {"experiments": ["base"], "definitions": {"base": {}, "old": {"pinned": False, "endpoint": "chat"}},
+          "configurations": {"fp8": ["--quantization=fp8"]}, "servers": ["triton", "vllm"], "model": "base",
+          "lengths": [[64, 32]], "concurrency": [1, 2, 4], "repeats": 1, "requests_per_stream": 4, "min_requests": 8,
+          "warmup_requests": 2, "endpoint": "completions", "prompts": "unique", "pinned": True, "seed": 42,
+          "ready_seconds": 20, "point_seconds": 20, "server_options": []}  # fmt: skip
 
 
 # One point
@@ -88,42 +93,166 @@ def test_what_genai_perf_did_not_measure_is_none_and_not_zero(raw):
 
 # Is it the work that was asked for?
 
-
-def judged(counted, made, requests=8):
-    point = {"output_tokens": counted, "server_output_tokens": made, "requests": requests, "requests_per_second": 2.0}
-    return points.judged(point, 8, 32)
-
-
-def test_a_point_that_made_what_was_asked_for_is_valid():
-    point = judged(32.0, 32.0)
-    assert (point["valid"], point["invalid_reasons"], point["notes"]) == (True, [], [])
-    assert point["server_output_tokens_per_second"] == 64.0
+POINT = {"requests": 8, "input_tokens": 64.0, "output_tokens": 32.0, "requests_per_second": 2.0,
+         "request_latency_ms_avg": 2000.0}  # fmt: skip
+ASKED = {"requests": 8, "warmup": 4, "concurrency": 4, "input_tokens": 64, "output_tokens": 32}
+COUNTED = {"input_tokens": 768.0, "output_tokens": 384.0, "requests": 12.0, "cache_hits": 0.0}
+SEEN = {"client_cores": 0.1, "other_cores": 0.1, "gpu_slowed": [], "gpu_sm_mhz": 1980.0, "gpu_watts": 650.0,
+        "gpu_celsius_max": 61, "gpu_capped": 0.25}  # fmt: skip
 
 
-def test_shorter_answers_than_asked_for_make_a_point_invalid():
-    point = judged(31.0, 31.0)
-    assert not point["valid"]
-    assert point["invalid_reasons"] == ["the server made 31.00 output tokens a request, 32 were asked for"]
+def checked(point=None, asked=None, counted=None, seen=None, strangers=()):
+    """{check: (verdict, reason)} of a good point on a GPU with some of its figures changed."""
+    counted = COUNTED | (counted or {})
+    counted = {name: value for name, value in counted.items() if value is not None}
+    checks = certificate(POINT | (point or {}), ASKED | (asked or {}), counted, SEEN | (seen or {}), strangers)
+    return {one["check"]: (one["verdict"], one["reason"]) for one in checks}
 
 
-def test_a_miscount_of_genai_perf_is_noted_where_the_server_made_the_right_length():
-    point = judged(30.0, 32.0)
-    assert point["valid"]
-    assert point["notes"] == ["genai-perf counted 30.00 output tokens a request where the server made 32.00"]
+def test_a_point_that_did_what_was_asked_on_a_quiet_gpu_passes_every_check():
+    assert {verdict for verdict, _ in checked().values()} == {"pass"}
 
 
-def test_without_a_count_of_the_server_that_of_genai_perf_decides():
-    assert judged(32.4, None)["valid"]
-    assert judged(30.0, None)["invalid_reasons"] == [
-        "genai-perf counted 30.00 output tokens a request, 32 were asked for"
-    ]
-    assert judged(30.0, None)["server_output_tokens_per_second"] is None
+@pytest.mark.parametrize(
+    ("change", "check", "verdict", "reason"),
+    [
+        ({"point": {"requests": 6}}, "requests", "fail", "2 of 8 requests failed"),
+        ({"counted": {"output_tokens": 372.0}}, "output length", "fail",
+         "the server counted 31.00 output tokens a request, 32 were asked for"),
+        # genai-perf tokenises the text again, which may have another spelling: the server's count decides.
+        ({"point": {"output_tokens": 30.0}}, "output length", "pass",
+         "the server counted 32.00 output tokens a request, 32 were asked for"),
+        ({"point": {"output_tokens": 30.0}, "counted": {"output_tokens": None}}, "output length", "fail",
+         "the client counted 30.00 output tokens a request, 32 were asked for"),
+        ({"counted": {"input_tokens": 900.0}}, "input length", "fail",
+         "the server counted 75.00 input tokens a request, 64 were asked for"),
+        ({"point": {"input_tokens": None}, "counted": {"input_tokens": None}}, "input length", "unknown",
+         "neither server nor client counted input tokens"),
+        ({"counted": {"cache_hits": 320.0}}, "prefix cache", "fail", "320 prompt tokens came from the prefix cache"),
+        ({"counted": {"cache_hits": None}}, "prefix cache", "unknown",
+         "the server does not tell how many prompt tokens it had cached"),
+        ({"asked": {"warmup": 0}}, "warm-up", "fail", "0 requests before those that count"),
+        ({"point": {"requests_per_second": 1.2}}, "concurrency", "fail",
+         "2.40 requests in flight on average, 4 were asked for"),
+        ({"point": {"request_latency_ms_avg": None}}, "concurrency", "unknown", "the client gave no latency"),
+        ({"seen": {"client_cores": 900.0}}, "client", "fail", "the client used 900.00 of"),
+        ({"seen": {"other_cores": 900.0}}, "other programs", "fail", "other programs used 900.00 of"),
+        ({"seen": {"other_cores": None}}, "other programs", "unknown", "the load was too short to see what other"),
+        ({"strangers": [4711]}, "GPU alone", "fail", "processes 4711 were on the GPU before"),
+        ({"strangers": None}, "GPU alone", "unknown", "no NVIDIA GPU"),
+        ({"seen": {"gpu_slowed": ["hardware thermal slowdown"]}}, "GPU clocks", "fail",
+         "hardware thermal slowdown; 1980 MHz, 650 W, at most 61 °C"),
+        ({"seen": {"gpu_slowed": None}}, "GPU clocks", "unknown", "no NVIDIA GPU"),
+    ],
+)  # fmt: skip
+def test_each_way_to_measure_something_else_is_found_and_named(change, check, verdict, reason):
+    found = checked(**change)
+    assert found[check][0] == verdict and found[check][1].startswith(reason)
+    assert [name for name, (other, _) in found.items() if other != "pass"] in ([check], [])
 
 
-def test_failed_requests_make_a_point_invalid():
-    point = judged(32.0, 32.0, requests=6)
-    assert point["failed_requests"] == 2
-    assert point["invalid_reasons"] == ["2 of 8 requests failed"]
+def test_a_card_at_its_own_power_limit_is_valid_and_says_how_often():
+    assert checked()["GPU clocks"][1].endswith("at its power limit in 25% of the samples")
+
+
+def sample(seconds, running, client, server, everything):
+    return {"seconds": seconds, "running": running, "client_cpu_seconds": client, "server_cpu_seconds": server,
+            "all_cpu_seconds": everything}  # fmt: skip
+
+
+def test_the_cpu_of_client_server_and_others_is_told_apart_while_requests_run():
+    watch = Watch(servers.Vllm("base"), list)
+    watch.samples = [
+        sample(0, 0, 0, 0, 0), sample(1, 2, 5, 1, 8), sample(2, 4, 5.25, 2.5, 10), sample(3, 4, 5.5, 4, 12),
+        sample(9, 0, 15, 4, 30),  # the client works up its results: no load any more
+    ]  # fmt: skip
+    seen = watch.summary()
+    assert (seen["client_cores"], seen["server_cores"], seen["other_cores"]) == (0.25, 1.5, 0.25)
+    assert seen["batch_max"] == 4 and seen["batch_mean"] == pytest.approx(10 / 3)
+    assert seen["gpu_watts"] is None and seen["queue_mean"] is None
+
+
+def test_a_load_shorter_than_two_looks_leaves_the_cpu_unmeasured():
+    assert cores([sample(0, 1, 0, 0, 0)]) == {"client_cores": None, "server_cores": None, "other_cores": None}
+
+
+# Several repeats
+
+
+def repeat(rate, valid=True, **more):
+    reasons = [] if valid else ["2 of 8 requests failed"]
+    return {"concurrency": 4, "input_tokens_asked": 64, "output_tokens_asked": 32, "repeat": 1, "rate": rate,
+            "gpu_watts": None, "valid": valid, "invalid_reasons": reasons, "checks": [], **more}  # fmt: skip
+
+
+def test_repeats_are_summed_up_as_medians_with_an_interval():
+    summed = points.summed_up([repeat(9.0), repeat(30.0), repeat(10.0)])
+    assert summed["rate"] == 10.0 and summed["intervals"]["rate"] == [9.0, 30.0]
+    assert (summed["concurrency"], summed["gpu_watts"], summed["valid"]) == (4, None, True)
+    assert len(summed["repeats"]) == 3 and "repeat" not in summed
+
+
+def test_an_invalid_repeat_stays_in_the_data_and_out_of_the_median():
+    summed = points.summed_up([repeat(9.0), repeat(1.0, valid=False), repeat(11.0), repeat(10.0)])
+    assert summed["rate"] == 10.0 and summed["intervals"]["rate"][0] == 9.0
+    assert summed["valid"] and summed["invalid_reasons"] == ["2 of 8 requests failed"]
+
+
+def test_a_point_without_a_valid_repeat_is_invalid_and_two_repeats_have_no_interval():
+    assert not points.summed_up([repeat(9.0, valid=False)] * 3)["valid"]
+    assert points.summed_up([repeat(9.0), repeat(10.0)])["intervals"] == {}
+
+
+def test_a_number_that_one_repeat_lacks_has_no_median():
+    assert "late" not in points.summed_up([repeat(9.0, late=1.0), repeat(10.0, late=None)])
+
+
+def test_the_servers_own_count_gives_throughput_time_between_tokens_and_tokens_a_joule():
+    read = {"requests_per_second": 2.0, "request_latency_ms_avg": 1310.0, "ttft_ms_avg": 70.0}
+    found = points.by_server(read, 32.0, 500.0)
+    assert found["server_output_tokens_per_second"] == 64.0 and found["server_itl_ms_avg"] == 40.0
+    assert found["tokens_per_joule"] == pytest.approx(64 / 500)
+    assert set(points.by_server(read, None, 500.0).values()) == {None}
+
+
+# The order
+
+
+def test_servers_take_turns_there_and_back_and_neighbours_share_a_start():
+    p = Bench(**PARAMS | {"repeats": 3, "concurrency": [1]})
+    order = [(server, [point.repeat for point in group]) for server, group in visits(p)]
+    assert order == [("triton", [1]), ("vllm", [1, 2]), ("triton", [2, 3]), ("vllm", [3])]
+
+
+def test_a_sweep_begins_with_its_ends_and_halves_the_gaps():
+    assert coarse_to_fine([1, 2, 4, 8, 16, 32, 64]) == [1, 64, 8, 4, 32, 2, 16]
+    assert coarse_to_fine([1]) == [1] and coarse_to_fine([1, 4]) == [1, 4]
+    for count in range(1, 12):
+        assert sorted(coarse_to_fine(list(range(count)))) == list(range(count))
+
+
+def test_all_lengths_of_a_server_share_its_start():
+    p = Bench(**PARAMS | {"servers": ["vllm-fp8"], "lengths": [[64, 32], [128, 8]], "concurrency": [1]})
+    ((server, group),) = visits(p)
+    assert server == "vllm-fp8" and group == [Point(server, 64, 32, 1, 1), Point(server, 128, 8, 1, 1)]
+
+
+def test_the_time_left_is_what_the_same_points_took_before(tmp_path):
+    p = Bench(**PARAMS | {"concurrency": [1, 2]})
+    clock = Clock(tmp_path / "seconds.json")
+    assert clock.left(visits(p)) is None
+    clock.seconds = {"ready": {"triton": 10, "vllm": 40}, "points": {"triton-64-32-c1": 7, "vllm-64-32-c2": 9}}
+    assert clock.left(visits(p)) == 50 + 7 + 9 + 9 + 9
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), (None, None), ("", None)])
+def test_a_budget_is_read_with_its_unit(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+def test_a_budget_without_a_unit_is_refused():
+    with pytest.raises(UserError, match="BUDGET is '30'; write a number and s, m or h, such as 30m"):
+        seconds_of("30")
 
 
 VLLM_METRICS = """\
@@ -145,14 +274,8 @@ nv_llm_output_token_len_bucket{model="tensorrt_llm",version="1",le="10.0"} 4
 
 def test_the_tokens_a_server_made_are_read_from_its_metrics():
     assert servers.sums(VLLM_METRICS, servers.Vllm.counters) == {"output_tokens": 94.0, "requests": 3.0}
-    assert servers.sums(TRITON_METRICS, servers.Triton.counters) == {"output_tokens": 113.0, "requests": 11.0}
-    before = {"output_tokens": 94.0, "requests": 3.0}
-    assert points.per_request(before, {"output_tokens": 414.0, "requests": 13.0}) == 32.0
-
-
-@pytest.mark.parametrize("after", [{}, {"requests": 13.0}, {"output_tokens": 94.0, "requests": 3.0}])
-def test_a_server_that_tells_no_counts_leaves_the_length_unmeasured(after):
-    assert points.per_request({"output_tokens": 94.0, "requests": 3.0}, after) is None
+    counted = {"input_tokens": 60.0, "output_tokens": 113.0, "requests": 11.0}
+    assert servers.sums(TRITON_METRICS, servers.Triton.counters) == counted
 
 
 # Commands and parameters
@@ -180,25 +303,44 @@ def embedded(tmp_path, monkeypatch):
 
 
 def test_genai_perf_drives_triton_with_a_pinned_length_and_an_adapter(embedded):
-    command = client_command(Bench(**PARAMS), servers.Triton("lora"), 4, Path("W"))
+    command = client_command(Bench(**PARAMS), servers.Triton("lora"), Point("triton", 64, 32, 4, 1), Path("W"))
     assert " ".join(command) == (
         "genai-perf profile --model ensemble --url 127.0.0.1:8001 --endpoint-type kserve --backend tensorrtllm "
         "--extra-inputs min_tokens:32 --extra-inputs lora_task_id:1 --streaming "
         "--tokenizer results/embedded/base_model/model --concurrency 4 --request-count 16 --warmup-request-count 8 "
-        "--input-file W/prompts.jsonl --output-tokens-mean 32 --output-tokens-stddev 0 --random-seed 42 "
-        "--artifact-dir W/raw/4"
+        "--input-file W/prompts-64.jsonl --output-tokens-mean 32 --output-tokens-stddev 0 --random-seed 42 "
+        "--artifact-dir W/raw/triton-64-32-c4-r1"
     )
 
 
 def test_genai_perf_drives_vllm_with_the_same_prompts_and_the_adapter_by_name(embedded):
-    command = client_command(Bench(**PARAMS), servers.Vllm("lora"), 1, Path("W"))
+    command = client_command(Bench(**PARAMS), servers.Vllm("lora"), Point("vllm", 64, 32, 1, 2), Path("W"))
     assert " ".join(command) == (
         "genai-perf profile --model lora --url http://127.0.0.1:8000 --endpoint-type completions "
         "--extra-inputs ignore_eos:true --extra-inputs min_tokens:32 --extra-inputs temperature:0 --streaming "
         "--tokenizer results/embedded/base_model/model --concurrency 1 --request-count 8 --warmup-request-count 2 "
-        "--input-file W/prompts.jsonl --output-tokens-mean 32 --output-tokens-stddev 0 --random-seed 42 "
-        "--artifact-dir W/raw/1"
+        "--input-file W/prompts-64.jsonl --output-tokens-mean 32 --output-tokens-stddev 0 --random-seed 42 "
+        "--artifact-dir W/raw/vllm-64-32-c1-r2"
     )
+
+
+def test_the_writeups_client_sends_its_own_prompts_to_the_chat_endpoint_and_leaves_the_length_free(embedded):
+    changes = {"pinned": False, "endpoint": "chat", "prompts": "synthetic", "warmup_requests": 0}
+    p = Bench(**PARAMS | changes | {"min_requests": 10, "requests_per_stream": 2})
+    command = client_command(p, servers.Vllm("base"), Point("vllm", 512, 256, 16, 1), Path("W"))
+    assert " ".join(command) == (
+        "genai-perf profile --model base --url http://127.0.0.1:8000 --endpoint-type chat "
+        "--extra-inputs temperature:0 --streaming --tokenizer results/embedded/base_model/model --concurrency 16 "
+        "--request-count 32 --synthetic-input-tokens-mean 512 --synthetic-input-tokens-stddev 0 "
+        "--output-tokens-mean 256 --random-seed 42 --artifact-dir W/raw/vllm-512-256-c16-r1"
+    )
+
+
+def test_a_shape_is_served_with_weights_that_vllm_fills_in(embedded):
+    command = servers.Vllm("gpt-oss-20b").command([])
+    assert command[command.index("--load-format") + 1] == "dummy"
+    assert command[command.index("--model") + 1] == ".work/embedded/shapes/gpt-oss-20b"
+    assert "--load-format" not in servers.Vllm("base").command([])
 
 
 def test_vllm_serves_all_adapters_with_a_rank_that_it_accepts(embedded):
@@ -221,10 +363,15 @@ def test_a_missing_adapter_is_named_before_anything_starts(embedded):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"servers": ["tgi"]}, "bench.servers has 'tgi'; use triton, vllm"),
+        ({"servers": ["tgi"]}, "bench.servers has 'tgi'; use triton, vllm, triton-fp8, vllm-fp8"),
+        ({"servers": ["vllm-fp9"]}, "bench.servers has 'vllm-fp9'; use"),
+        ({"lengths": [[64]]}, r"bench.lengths is \[\[64\]\]; use pairs of tokens in and out, from 1"),
+        ({"lengths": [[64, 0]]}, r"bench.lengths is \[\[64, 0\]\]"),
+        ({"repeats": 0}, "bench.repeats is 0; use 1 or more"),
+        ({"endpoint": "embeddings"}, "bench.endpoint is 'embeddings'; use completions or chat"),
+        ({"configurations": {"a": [7]}}, "bench.a has 7; write it as text"),
         ({"concurrency": [1, 0]}, r"bench.concurrency is \[1, 0\]; use whole numbers from 1"),
         ({"concurrency": []}, r"bench.concurrency is \[\]"),
-        ({"output_tokens": 0}, "bench.output_tokens is 0; use 1 or more"),
         ({"server_options": ["--max-model-len", 2048]}, "bench.server_options has 2048; write it as text"),
     ],
 )
@@ -233,14 +380,30 @@ def test_a_wrong_parameter_is_named_with_its_value(change, message):
         Bench(**PARAMS | change)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("new", "bench.definitions has no 'new'; it has base, old"),
+        ("odd", "bench.definitions.odd.concurency is no parameter of bench"),
+        ("deep", "bench.definitions.deep.experiments is no parameter of bench"),
+    ],
+)
+def test_a_wrong_experiment_is_named(name, message):
+    p = Bench(**PARAMS)
+    p.definitions |= {"odd": {"concurency": [1]}, "deep": {"experiments": []}} if name != "new" else {}
+    with pytest.raises(UserError, match=message):
+        with_experiment(p, name)
+
+
 def test_points_are_kept_only_while_what_they_depend_on_is_the_same(embedded):
-    images = ["host:", "host:"]
-    first = key(Bench(**PARAMS), servers.Vllm("lora"), images)
-    assert key(Bench(**PARAMS | {"concurrency": [8], "point_seconds": 9}), servers.Vllm("lora"), images) == first
+    images = {"client": "host:", "vllm": "host:"}
+    lora = {"model": "lora", "servers": ["vllm"]}
+    first = key(Bench(**PARAMS | lora), images)
+    assert key(Bench(**PARAMS | lora | {"concurrency": [8], "repeats": 5, "point_seconds": 9}), images) == first
     others = [
-        key(Bench(**PARAMS | {"seed": 1}), servers.Vllm("lora"), images),
-        key(Bench(**PARAMS), servers.Vllm("lora"), ["docker://vllm@sha256:0", "host:"]),
-        key(Bench(**PARAMS), servers.Vllm("base"), images),
+        key(Bench(**PARAMS | lora | {"seed": 1}), images),
+        key(Bench(**PARAMS | lora), images | {"vllm": "docker://vllm@sha256:0"}),
+        key(Bench(**PARAMS | {"servers": ["vllm"]}), images),
     ]
     for changed in (
         "base_model/model/config.json",
@@ -248,7 +411,7 @@ def test_points_are_kept_only_while_what_they_depend_on_is_the_same(embedded):
         "machine/machine.json",
     ):
         Path("results/embedded", changed).write_text('{"r": 8}')
-        others.append(key(Bench(**PARAMS), servers.Vllm("lora"), images))
+        others.append(key(Bench(**PARAMS | lora), images))
     assert len({first, *others}) == 7
 
 
@@ -281,21 +444,31 @@ def test_a_taken_port_names_the_program_that_holds_it():
 
 @pytest.fixture
 def bench(tree, embedded):
-    """bench() runs triton-base in a copied tree with the programs of fixtures/bench/bin; `tree` is the copy."""
+    """bench() runs `base` with Triton in a copied tree with the programs of fixtures/bench/bin; `tree` is the copy."""
     shutil.copytree(embedded / "results", tree / "results", dirs_exist_ok=True)
     (tree / "containers" / "client" / "prompts.py").write_text("import sys; open(sys.argv[-1], 'w')")
     for name, text in {"server": "runs", "client": "measures", "requests": "0", "calls": ""}.items():
         (tree / name).write_text(text)
-    set_params(tree, bench={"requests_per_stream": 1, "concurrency": [1, 2, 4], "output_tokens": 32})
-    command = ["containers/run", "venv:tools", "python", "-m", "stages.bench", "triton-base", "host:", "host:"]
+    set_params(tree, bench={"requests_per_stream": 1, "concurrency": [1, 2, 4], "servers": ["triton"], "repeats": 1})
+    command = [
+        "containers/run",
+        "venv:tools",
+        "python",
+        "-m",
+        "stages.bench",
+        "base",
+        "host:",
+        "triton=host:",
+        "vllm=host:",
+    ]
     environment = {"PATH": f"{RECORDED / 'bin'}:{os.environ['PATH']}"}
 
     def start(**files):
         for name, text in files.items():
             (tree / name).write_text(text)
-        return run_in(tree, *command, environment=environment, timeout=60)
+        return run_in(tree, *command, environment=environment | {"BUDGET": start.budget}, timeout=60)
 
-    start.tree = tree
+    start.tree, start.budget = tree, ""
     start.popen = lambda: subprocess.Popen(
         command, cwd=tree, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -315,38 +488,47 @@ def left_over(tree):
 
 
 def results_of(tree):
-    return tree / "results" / "embedded" / "bench" / "triton-base"
+    return tree / "results" / "embedded" / "bench" / "base"
 
 
 def test_a_sweep_writes_points_raw_files_and_what_made_them(bench):
     done = bench()
     assert done.returncode == 0, done.stderr
     out = results_of(bench.tree)
-    written = json.loads((out / "points.json").read_text())
+    written = json.loads((out / "triton" / "points.json").read_text())
     assert [point["concurrency"] for point in written["points"]] == [1, 2, 4]
     assert all(point["valid"] and point["server_output_tokens"] == 32.0 for point in written["points"])
     assert written["engine"] == "Fake 1 behind Triton 2.51.0 (stand-in for TensorRT-LLM)"
     assert written["engine_is_stand_in"] is True
     assert written["base_model"] == {"name": "Tiny", "weights": "random", "parameters": 7}
     assert written["server_ready_seconds"] > 0 and written["not_measured"] is None
-    recorded = (RECORDED / "triton_genai_perf.json").read_bytes()
-    assert [path.read_bytes() for path in sorted(out.glob("raw/*/*/*_genai_perf.json"))] == [recorded] * 3
-    assert len((out / "points.csv").read_text().splitlines()) == 4
+    names = [path.relative_to(out / "raw").parts[0] for path in sorted(out.glob("raw/*/*/*_genai_perf.json"))]
+    assert names == ["triton-64-32-c1-r1", "triton-64-32-c2-r1", "triton-64-32-c4-r1"]
+    assert len((out / "triton" / "points.csv").read_text().splitlines()) == 4
     assert re.search(r"concurrency 2: 59\.1 tokens/s.* about \d+ s left", done.stdout)
     assert left_over(bench.tree) == []
     # The next run measures anew, and knows how long this one took.
     assert list((bench.tree / ".work" / "embedded").iterdir()) == [
-        bench.tree / ".work" / "embedded" / "bench-triton-base.seconds.json"
+        bench.tree / ".work" / "embedded" / "bench-base.seconds.json"
     ]
 
 
 def test_a_server_that_is_not_to_be_measured_stands_as_not_measured(bench):
-    set_params(bench.tree, bench={"servers": ["vllm"]})
+    set_params(bench.tree, bench={"servers": []})
     done = bench()
     assert done.returncode == 0, done.stderr
-    written = json.loads((results_of(bench.tree) / "points.json").read_text())
-    assert written["points"] == [] and written["engine"] is None
-    assert written["not_measured"] == "params.yaml: bench.servers has no triton"
+    for server in ("triton", "vllm"):
+        written = json.loads((results_of(bench.tree) / server / "points.json").read_text())
+        assert written["points"] == [] and written["engine"] is None
+        assert written["not_measured"] == f"params.yaml: bench.servers has no {server}"
+    assert not (bench.tree / "server.pid").exists()
+
+
+def test_an_experiment_that_is_not_to_run_stands_as_not_measured(bench):
+    set_params(bench.tree, bench={"experiments": ["lora"]})
+    assert bench().returncode == 0
+    written = json.loads((results_of(bench.tree) / "triton" / "points.json").read_text())
+    assert written["not_measured"] == "params.yaml: bench.experiments has no base"
     assert not (bench.tree / "server.pid").exists()
 
 
@@ -354,7 +536,7 @@ def test_a_repository_that_was_not_built_stands_as_not_measured_with_its_reason(
     path = bench.tree / "results" / "embedded" / "repository" / "base" / "repository.json"
     path.write_text('{"not_built": "params.yaml: repository.engine is none"}')
     assert bench().returncode == 0
-    written = json.loads((results_of(bench.tree) / "points.json").read_text())
+    written = json.loads((results_of(bench.tree) / "triton" / "points.json").read_text())
     assert written["not_measured"] == "params.yaml: repository.engine is none"
 
 
@@ -388,32 +570,44 @@ def test_a_taken_port_stops_the_sweep_before_the_server_starts(bench):
 
 
 def test_a_sweep_whose_server_is_killed_goes_on_at_the_missing_point(bench):
-    done = bench(client="kills the server 2")
+    done = bench(client="kills the server 4")
     assert error_of(done) == "error: the server stopped (exit code -9) while it was measured"
-    assert "1 of 3 points are finished and kept in .work/embedded/bench-triton-base-" in done.stderr
+    assert "1 of 3 points are finished and kept in .work/embedded/bench-base-" in done.stderr
     assert not results_of(bench.tree).exists() and left_over(bench.tree) == []
 
     done = bench(client="measures", calls="")
     assert done.returncode == 0, done.stderr
-    assert (bench.tree / "calls").read_text().split() == ["2", "4"]
-    written = json.loads((results_of(bench.tree) / "points.json").read_text())
+    assert (bench.tree / "calls").read_text().split() == ["4", "2"]
+    written = json.loads((results_of(bench.tree) / "triton" / "points.json").read_text())
     assert [point["concurrency"] for point in written["points"]] == [1, 2, 4]
+
+
+def test_a_budget_that_is_used_up_leaves_points_that_the_next_run_goes_on_with(bench):
+    bench.budget = "0s"
+    done = bench()
+    assert done.returncode == 0 and "BUDGET=0s is used up; the same command goes on with the rest" in done.stdout
+    written = json.loads((results_of(bench.tree) / "triton" / "points.json").read_text())
+    assert written["points"] == [] and written["not_measured"] == "the budget ended after 0 of 3 measurements"
+    bench.budget = "1h"
+    assert bench().returncode == 0
+    written = json.loads((results_of(bench.tree) / "triton" / "points.json").read_text())
+    assert len(written["points"]) == 3 and written["not_measured"] is None
 
 
 def test_points_of_other_parameters_are_not_gone_on_with(bench):
     bench(client="fails 4")
     set_params(bench.tree, bench={"seed": 7})
     bench(client="measures", calls="")
-    assert (bench.tree / "calls").read_text().split() == ["1", "2", "4"]
+    assert (bench.tree / "calls").read_text().split() == ["1", "4", "2"]
 
 
 def test_an_invalid_point_is_written_as_such_and_measured_again_when_the_sweep_goes_on(bench):
-    set_params(bench.tree, bench={"output_tokens": 64})
+    set_params(bench.tree, bench={"lengths": [[64, 64]]})
     assert error_of(bench(client="fails 4")).startswith("error: genai-perf failed (exit code 1); its output: .work/")
     done = bench(client="measures", calls="")
-    assert (bench.tree / "calls").read_text().split() == ["1", "2", "4"]
-    assert "INVALID: the server made 32.00 output tokens a request, 64 were asked for" in done.stdout
-    written = json.loads((results_of(bench.tree) / "points.json").read_text())
+    assert (bench.tree / "calls").read_text().split() == ["1", "4", "2"]
+    assert "INVALID: the server counted 32.00 output tokens a request, 64 were asked for" in done.stdout
+    written = json.loads((results_of(bench.tree) / "triton" / "points.json").read_text())
     assert [point["valid"] for point in written["points"]] == [False, False, False]
 
 
@@ -426,10 +620,10 @@ def test_a_client_that_hangs_is_given_up(bench):
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_stage_that_is_stopped_leaves_no_process(bench, sign, code):
-    (bench.tree / "client").write_text("hangs 2")
+    (bench.tree / "client").write_text("hangs 4")
     with bench.popen() as stage:
         deadline = time.monotonic() + 30
-        while "2" not in (bench.tree / "calls").read_text() and time.monotonic() < deadline:
+        while "4" not in (bench.tree / "calls").read_text() and time.monotonic() < deadline:
             time.sleep(0.05)
         stage.send_signal(sign)
         printed = stage.stdout.read() if sign != signal.SIGKILL else ""
@@ -443,6 +637,6 @@ def test_a_stage_that_is_stopped_leaves_no_process(bench, sign, code):
 
 
 def test_a_wrong_run_name_shows_how_to_call_it():
-    command = [sys.executable, "-m", "stages.bench", "sglang-base", "host:", "host:"]
+    command = [sys.executable, "-m", "stages.bench", "sglang", "host:", "vllm=host:"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert "with RUN one of triton-base, triton-lora, vllm-base, vllm-lora" in error_of(done)
+    assert "with EXPERIMENT one of base, lora, published" in error_of(done)

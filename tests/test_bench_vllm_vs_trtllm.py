@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from conftest import REPO, only_error, run_in, set_params
 
+from stages import points
 from stages.bench_vllm_vs_trtllm import BenchVllmVsTrtllm, figure, ratios, read_runs, remarks
 from stages.stage import UserError
 
@@ -27,10 +28,10 @@ def compared(tree):
 
     def stage(change=None):
         shutil.copytree(RECORDED, folder)
-        for path in folder.glob("*/points.json"):
+        for path in folder.glob("*/*/points.json"):
             run = json.loads(path.read_text())
             if change:
-                change(path.parent.name, run)
+                change(f"{run['server']}-{run['model']}", run)
             path.write_text(json.dumps(run))
         stage.done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.bench_vllm_vs_trtllm")
         return tree / "results" / "embedded" / "bench_vllm_vs_trtllm"
@@ -56,16 +57,49 @@ def test_the_ratio_is_triton_divided_by_vllm_at_the_same_model_and_concurrency(r
     point = {name: run["points"][2] for name, run in runs.items()}
     ours = [row for row in rows if (row["model"], row["concurrency"]) == ("lora", 4)][0]
     expected = point["triton-lora"]["ttft_ms_p50"] / point["vllm-lora"]["ttft_ms_p50"]
-    assert ours["ttft_ms_p50"] == pytest.approx(expected) and ours["both_valid"]
+    assert ours["ttft_ms_p50"]["ratio"] == pytest.approx(expected) and ours["both_valid"]
 
 
 def test_the_throughput_is_compared_by_the_tokens_that_the_servers_counted(runs):
     # genai-perf counted half of the tokens that vLLM made.
-    runs["vllm-base"]["points"][0]["output_tokens_per_second"] /= 2
-    triton, vllm = (runs[name]["points"][0]["server_output_tokens_per_second"] for name in ("triton-base", "vllm-base"))
-    assert ratios(runs, "p50")[0]["output_tokens_per_second"] == pytest.approx(triton / vllm)
-    runs["vllm-base"]["points"][0]["server_output_tokens_per_second"] = None
-    assert ratios(runs, "p50")[0]["output_tokens_per_second"] == pytest.approx(2 * triton / vllm, rel=0.01)
+    (one,) = runs["vllm-base"]["points"][0]["repeats"]
+    one["output_tokens_per_second"] /= 2
+    (triton,) = runs["triton-base"]["points"][0]["repeats"]
+    expected = triton["server_output_tokens_per_second"] / one["server_output_tokens_per_second"]
+    assert ratios(runs, "p50")[0]["output_tokens_per_second"]["ratio"] == pytest.approx(expected)
+    one["server_output_tokens_per_second"] = None
+    assert ratios(runs, "p50")[0]["output_tokens_per_second"]["ratio"] == pytest.approx(2 * expected, rel=0.01)
+
+
+def three_times(runs, name, number, figures):
+    """The first point of a run with three repeats, whose `number` is one of `figures` each."""
+    point = runs[name]["points"][0]
+    (one,) = point["repeats"]
+    point["repeats"] = [{**one, number: figure} for figure in figures]
+    runs[name]["points"][0] = points.summed_up(point["repeats"])
+
+
+@pytest.mark.parametrize(
+    ("triton", "vllm", "verdict"),
+    [
+        ([20, 21, 22], [10, 10.2, 10.4], "Triton higher"),
+        ([5, 5.1, 5.2], [10, 10.2, 10.4], "vLLM higher"),
+        ([10, 10.1, 10.5], [10.05, 10.2, 10.4], "cannot be told apart"),
+        # Apart without overlap, but by less than a server is from itself: 40 % between the repeats of the slow one.
+        ([11.1, 11.2, 11.3], [7, 10, 11], "cannot be told apart"),
+    ],
+)
+def test_a_difference_has_to_leave_the_interval_and_the_noise_of_equal_runs(runs, triton, vllm, verdict):
+    three_times(runs, "triton-base", "ttft_ms_p50", triton)
+    three_times(runs, "vllm-base", "ttft_ms_p50", vllm)
+    found = ratios(runs, "p50")[0]["ttft_ms_p50"]
+    assert found["verdict"] == verdict
+    assert found["low"] <= found["ratio"] <= found["high"]
+
+
+def test_fewer_than_three_repeats_give_a_ratio_without_interval_and_verdict(runs):
+    found = ratios(runs, "p50")[0]["ttft_ms_p50"]
+    assert (found["low"], found["high"], found["verdict"]) == (None, None, "no verdict: fewer than 3 repeats")
 
 
 def test_an_invalid_point_has_no_ratio_and_says_why(runs):
@@ -86,7 +120,8 @@ def test_an_invalid_point_is_drawn_grey_and_apart_from_the_line(runs):
 
 def test_a_number_that_was_not_measured_is_neither_drawn_nor_a_ratio(runs):
     for point in runs["vllm-lora"]["points"]:
-        point["ttft_ms_p99"] = None
+        for one in (point, *point["repeats"]):
+            one["ttft_ms_p99"] = None
     assert [row["ttft_ms_p99"] for row in ratios(runs, "p99") if row["model"] == "lora"] == [None] * 3
     panel = figure(runs, "p99").axes[2]
     assert panel.get_title(loc="left") == "time to first token, ms (p99)"
@@ -108,13 +143,13 @@ def test_all_points_stand_in_the_table_and_in_the_json(compared):
         rows = list(csv.DictReader(file))
     assert [(row["server"], row["model"], row["concurrency"]) for row in rows] == [
         (server, model, concurrency)
-        for server in ("triton", "vllm")
         for model in ("base", "lora")
+        for server in ("triton", "vllm")
         for concurrency in ("1", "2", "4")
     ]
     assert {row["engine"] for row in rows} == {STAND_IN, "vLLM 0.32.0"}
     written = json.loads((out / "comparison.json").read_text())
-    recorded = json.loads((RECORDED / "vllm-lora" / "points.json").read_text())
+    recorded = json.loads((RECORDED / "lora" / "vllm" / "points.json").read_text())
     assert written["runs"]["vllm-lora"]["points"] == recorded["points"]
     assert len(written["triton_divided_by_vllm"]) == 6 and written["percentile"] == "p50"
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")

@@ -82,19 +82,19 @@ def test_a_missing_file_is_not_measured_and_the_reason_names_the_stage():
 
 
 def test_a_missing_key_is_not_measured_and_never_a_zero():
-    measure = {"file": "bench/vllm-base/points.json", "key": "points[concurrency=64].ttft_ms_p50"}
+    measure = {"file": "bench/base/vllm/points.json", "key": "points[concurrency=64].ttft_ms_p50"}
     claim = settle(a_claim(measure=measure), 0.1, CPU)
     assert (claim["verdict"], claim["measured"]) == ("not measured", None)
     assert "holds no points[concurrency=64].ttft_ms_p50" in claim["reason"]
 
 
 def test_the_reason_of_a_server_that_was_left_out_is_its_own():
-    measure = {"file": "bench/triton-lora/points.json", "key": "points[concurrency=1].ttft_ms_p50"}
+    measure = {"file": "bench/lora/triton/points.json", "key": "points[concurrency=1].ttft_ms_p50"}
     assert settle(a_claim(measure=measure), 0.1, CPU)["reason"] == "bench.servers leaves triton out"
 
 
 def test_an_invalid_point_never_gives_a_verdict():
-    measure = {"file": "bench/vllm-base/points.json", "key": "points[concurrency=2].output_tokens_per_second"}
+    measure = {"file": "bench/base/vllm/points.json", "key": "points[concurrency=2].output_tokens_per_second"}
     claim = settle(a_claim(value=99.0, measure=measure), 0.1, CPU)  # the very figure of the invalid point
     assert (claim["verdict"], claim["measured"]) == ("not comparable", None)
     assert "stopped early" in claim["reason"]
@@ -105,11 +105,11 @@ def test_a_stand_in_never_answers_for_tensorrt_llm(claim_id):
     claim = judged(claim_id, CPU)
     assert claim["outcomes"][0]["verdict"] in ("not comparable", "not measured", CONTRADICTED)
     if claim["outcomes"][0]["verdict"] == "not comparable":
-        assert "bench/triton-base/points.json is of a stand-in engine, Transformers 5.23.0" in claim["reason"]
+        assert "bench/base/triton/points.json is of a stand-in engine, Transformers 5.23.0" in claim["reason"]
 
 
 def test_a_stand_in_is_refused_even_where_nothing_is_required():
-    measure = {"file": "bench/triton-base/points.json", "key": "points[concurrency=1].output_tokens_per_second"}
+    measure = {"file": "bench/base/triton/points.json", "key": "points[concurrency=1].output_tokens_per_second"}
     assert settle(a_claim(value=37.2, measure=measure), 0.1, CPU)["verdict"] == "not comparable"
 
 

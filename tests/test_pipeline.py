@@ -188,7 +188,7 @@ def test_a_stage_declares_exactly_the_sections_that_it_reads(graph):
 def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
     for stage in graph:
         profile = next(out.split("/")[1] for out in stage["outs"])
-        # Of one file with several stages (bench@vllm-base, bench@vllm-lora), each reads its own part.
+        # Of one file with several stages (bench@base, bench@lora), each reads its own part.
         same = [other for other in graph if other["file"] == stage["file"]]
         declared = [path for other in same for path in other["deps"] + other["outs"]]
         for file in own_code(stage):
@@ -222,7 +222,7 @@ def test_the_benchmark_of_the_base_model_does_not_depend_on_the_fine_tuning(grap
         return found
 
     for stage in graph:
-        if stage["name"] in ("bench@triton-base", "bench@vllm-base"):
+        if stage["name"] == "bench@base":
             assert not [name for name in before(stage) if name.startswith("finetune")], stage["name"]
 
 

@@ -18,13 +18,13 @@ def finished(tree):
     write_json(run / "finetune" / "lora" / "adapter" / "adapter_config.json", {"r": 4})
     write_json(run / "base_model" / "model" / "config.json", {"hidden_size": 576})
     write_json(run / "base_model" / "metrics.json", {"name": "SmolLM2-135M-Instruct"})
-    write_json(run / "bench" / "vllm-base" / "points.json", [])
-    write_json(run / "bench" / "vllm-base" / "raw" / "c1" / "profile_export_genai_perf.json", {})
-    write_json(run / "bench" / "vllm-base" / "large.json", "x" * MAX_BYTES)
+    write_json(run / "bench" / "base" / "vllm" / "points.json", [])
+    write_json(run / "bench" / "base" / "vllm" / "raw" / "c1" / "profile_export_genai_perf.json", {})
+    write_json(run / "bench" / "base" / "vllm" / "large.json", "x" * MAX_BYTES)
     (run / "finetune" / "lora" / "steps.csv").write_text("step,seconds\n1,2.5\n")
     (run / "base_model" / "model" / "model.safetensors").write_bytes(bytes(1000))
     (run / "finetune" / "lora" / "adapter" / "adapter_model.safetensors").write_bytes(bytes(1000))
-    (run / "bench" / "vllm-base" / "server.log").write_text("ready\n")
+    (run / "bench" / "base" / "vllm" / "server.log").write_text("ready\n")
     (tree / "dvc.lock").write_text("schema: '2.0'\n")
     return tree
 
@@ -39,7 +39,7 @@ def test_numbers_and_tables_are_published_with_what_made_them_and_weights_never(
     target = finished / "results" / "reference" / "laptop.2-embedded"
     assert sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()) == [
         "base_model/metrics.json",
-        "bench/vllm-base/points.json",
+        "bench/base/vllm/points.json",
         "dvc.lock",
         "finetune/lora/metrics.json",
         "finetune/lora/steps.csv",

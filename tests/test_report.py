@@ -120,7 +120,7 @@ def test_the_same_results_give_the_same_bytes(pages, tmp_path, monkeypatch):
 def test_the_report_works_without_any_result_and_says_what_measures_each_part(tmp_path, monkeypatch):
     html, markdown = checkout(tmp_path, monkeypatch, runs=())
     for command in ("make reproduce", "dvc repro finetune@lora finetune@qlora", "dvc repro vram", "dvc repro chat",
-                    "dvc repro bench@triton-base bench@vllm-base", "make publish NAME=..."):  # fmt: skip
+                    "dvc repro bench@base", "make publish NAME=..."):  # fmt: skip
         assert f"`{command}`" in markdown and f"<code>{command}</code>" in html
 
 

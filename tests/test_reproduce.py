@@ -15,8 +15,8 @@ SMALLEST = {
     "chat": {"max_new_tokens": 4},
     "style": {"max_new_tokens": 4},
     "bench": {
-        "input_tokens": 32,
-        "output_tokens": 8,
+        "lengths": [[32, 8]],
+        "repeats": 1,
         "concurrency": [1],
         "requests_per_stream": 2,
         "min_requests": 2,
@@ -81,8 +81,9 @@ def test_the_numbers_of_the_smallest_run_are_there(clone):
     for method in ("lora", "qlora"):
         metrics = read_json(results / "finetune" / method / "metrics.json")
         assert metrics["optimizer_steps"] == 2 and metrics["weights"] == "real" and metrics["wall_seconds"] > 0
-    for name in ("triton-base", "triton-lora", "vllm-base", "vllm-lora"):
-        assert (results / "bench" / name / "points.json").is_file()
+    for name in ("base/triton", "base/vllm", "lora/triton", "lora/vllm"):
+        (point,) = read_json(results / "bench" / name / "points.json")["points"]
+        assert point["requests"] == 2 and point["server_output_tokens"] == 8
     assert (results / "claims" / "claims.json").is_file() and (results / "report" / "index.html").is_file()
 
 
@@ -104,7 +105,7 @@ def test_another_rank_trains_again_and_leaves_the_benchmarks_of_the_base_model(c
     tree, _ = clone
     git(tree, "add", "--all")
     git(tree, "commit", "--quiet", "--message", "a run")
-    targets = ["finetune@lora", "bench@triton-base", "bench@vllm-base"]
+    targets = ["finetune@lora", "bench@base"]
     assert dvc(tree, "exp", "run", "-S", "lora.r=8", *targets) == ["machine", "finetune@lora"]
     metrics = read_json(tree / "results" / "embedded" / "finetune" / "lora" / "metrics.json")
     assert metrics["lora"]["r"] == 8 and metrics["trainable_parameters"] == 2 * 1_221_120

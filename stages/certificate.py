@@ -1,0 +1,113 @@
+"""
+Is a measured point what was asked for? Each check passes, fails or is unknown, with the figure it rests on. A point
+with a failed check stays in the data and makes no verdict.
+"""
+
+import os
+
+# A mean length that is further off than this is another workload than the one asked for.
+LENGTH_TOLERANCE = 0.02
+# Of the requests that should be in flight, so many were, on average over the whole load with its start and its end.
+CONCURRENCY_SHARE = 0.7
+# A client, or other programs, that use more of the machine's cores than this may be what was measured.
+CORES_SHARE = 0.5
+
+
+def certificate(point, asked, counted, seen, strangers):
+    """[{check, verdict, reason}] of one point; verdict is "pass", "fail" or "unknown".
+
+    point: what the client measured; asked: {requests, warmup, concurrency, input_tokens, output_tokens}; counted: the
+    server's own counts during the load, warm-up included, with missing ones left out; seen: Watch.summary();
+    strangers: processes on the GPU before the server started, None where that cannot be known.
+    """
+    return [
+        {"check": name, "verdict": verdict, "reason": reason}
+        for name, (verdict, reason) in {
+            "requests": requests(point, asked),
+            "input length": length("input", counted, point["input_tokens"], asked["input_tokens"]),
+            "output length": length("output", counted, point["output_tokens"], asked["output_tokens"]),
+            "prefix cache": prefix_cache(counted),
+            "warm-up": warm_up(asked),
+            "concurrency": concurrency(point, asked["concurrency"]),
+            "client": share("the client", seen["client_cores"]),
+            "other programs": share("other programs", seen["other_cores"]),
+            "GPU alone": gpu_alone(strangers),
+            "GPU clocks": gpu_clocks(seen),
+        }.items()
+    ]
+
+
+def failed(checks):
+    """The reasons of the checks that failed."""
+    return [check["reason"] for check in checks if check["verdict"] == "fail"]
+
+
+def requests(point, asked):
+    missing = max(0, asked["requests"] - point["requests"])
+    return "fail" if missing else "pass", f"{missing} of {asked['requests']} requests failed"
+
+
+def length(which, counted, clients, wanted):
+    """The server's count decides: a client tokenises the text again, which may have another spelling in tokens."""
+    made = per_request(counted, f"{which}_tokens")
+    who, tokens = ("the client counted", clients) if made is None else ("the server counted", made)
+    if tokens is None:
+        return "unknown", f"neither server nor client counted {which} tokens"
+    reason = f"{who} {tokens:.2f} {which} tokens a request, {wanted} were asked for"
+    return "fail" if off(tokens, wanted) else "pass", reason
+
+
+def per_request(counted, name):
+    """A mean by the server's own counters, warm-up included; None without counters."""
+    if name not in counted or not counted.get("requests"):
+        return None
+    return counted[name] / counted["requests"]
+
+
+def off(tokens, wanted):
+    return abs(tokens / wanted - 1) > LENGTH_TOLERANCE
+
+
+def prefix_cache(counted):
+    hits = counted.get("cache_hits")
+    if hits is None:
+        return "unknown", "the server does not tell how many prompt tokens it had cached"
+    return "fail" if hits else "pass", f"{hits:.0f} prompt tokens came from the prefix cache"
+
+
+def warm_up(asked):
+    return "pass" if asked["warmup"] else "fail", f"{asked['warmup']} requests before those that count"
+
+
+def concurrency(point, wanted):
+    """Little's law: requests a second times their mean seconds is how many were in flight."""
+    rate, milliseconds = point["requests_per_second"], point["request_latency_ms_avg"]
+    if rate is None or milliseconds is None:
+        return "unknown", "the client gave no latency"
+    reached = rate * milliseconds / 1000
+    reason = f"{reached:.2f} requests in flight on average, {wanted} were asked for"
+    return "fail" if reached < CONCURRENCY_SHARE * wanted else "pass", reason
+
+
+def share(who, cores):
+    if cores is None:
+        return "unknown", f"the load was too short to see what {who} used"
+    machine = len(os.sched_getaffinity(0))
+    return "fail" if cores > CORES_SHARE * machine else "pass", f"{who} used {cores:.2f} of {machine} cores"
+
+
+def gpu_alone(strangers):
+    if strangers is None:
+        return "unknown", "no NVIDIA GPU"
+    numbers = ", ".join(map(str, strangers))
+    return ("fail", f"processes {numbers} were on the GPU before") if strangers else ("pass", "nothing was on the GPU")
+
+
+def gpu_clocks(seen):
+    """A card that was slowed by heat or by its supply measured its cooling; its own power limit belongs to it."""
+    if seen["gpu_slowed"] is None:
+        return "unknown", "no NVIDIA GPU"
+    speed = f"{seen['gpu_sm_mhz']:.0f} MHz, {seen['gpu_watts']:.0f} W, at most {seen['gpu_celsius_max']} °C"
+    if seen["gpu_slowed"]:
+        return "fail", f"{', '.join(seen['gpu_slowed'])}; {speed}"
+    return "pass", f"{speed}; at its power limit in {seen['gpu_capped']:.0%} of the samples"
