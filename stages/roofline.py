@@ -27,7 +27,7 @@ BITS = {
 # The parts that a format quantises. vLLM and TensorRT-LLM leave embeddings, head, router, norms and biases in 16 bits;
 # the published gpt-oss its attention too.
 QUANTISED = {format: ("attention", "mlp", "experts") for format in BITS} | {"bf16": (), "mxfp4": ("experts",)}
-KV_BYTES = {"bf16": 2, "fp8": 1}
+KV_BYTES = {"bf16": 2, "fp8": 1, "int8": 1}
 
 
 def distinct_experts(config, tokens):
@@ -106,13 +106,21 @@ def attention_flops(config, positions):
 
 def decode_step(config, weights, kv, batch, context):
     """The work of one step that makes one token for each of `batch` requests, each the token at position `context`."""
-    positions = batch * attended(config, context)
     slow, fast = matrix_flops(config, weights)
-    return {
+    alone = {
         "weight_bytes": weight_bytes(config, weights, batch),
-        "kv_bytes": kv_bytes(config, kv, positions),
-        "flops": batch * (slow + head_flops(config)) + attention_flops(config, positions),
+        "kv_bytes": 0,
+        "flops": batch * (slow + head_flops(config)),
         "fp8_flops": batch * fast,
+    }
+    return attending(alone, config, kv, batch * attended(config, context))
+
+
+def attending(work, config, kv, positions):
+    """Some work and, besides, attention to `positions` positions, summed over layers."""
+    return work | {
+        "kv_bytes": work["kv_bytes"] + kv_bytes(config, kv, positions),
+        "flops": work["flops"] + attention_flops(config, positions),
     }
 
 
@@ -169,7 +177,9 @@ def closed_loop(config, weights, kv, machine, concurrency, input_tokens, output_
     count, the longer of all bytes over the bandwidth and all operations over the matrix rate; the weights are still
     read output_tokens times, for a slot needs as many steps one after the other. None where a rate was not measured.
     """
-    steps = [decode_step(config, weights, kv, concurrency, input_tokens + done) for done in range(1, output_tokens)]
+    alone = decode_step(config, weights, kv, concurrency, 0)
+    contexts = range(input_tokens + 1, input_tokens + output_tokens)
+    steps = [attending(alone, config, kv, concurrency * attended(config, context)) for context in contexts]
     reading = prefill(config, weights, kv, concurrency, input_tokens)
     if parts(reading, machine) is None:
         return dict.fromkeys(("prefill_seconds", "decode_seconds", "tokens_per_second", "apart_tokens_per_second"))

@@ -1,6 +1,6 @@
 """
 random_weights.py FOLDER: small models with random weights, as stages/random_model.py writes them: the bytes of each
-kind of tensor, the spread of packed weights, and how many experts 16 requests use at a step, beside vLLM's dummy weights.
+kind of tensor, the spread of packed weights, how many experts 16 requests use at a step, and with vLLM's dummy weights.
 """
 
 import json
