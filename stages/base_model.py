@@ -13,6 +13,7 @@ from importlib.metadata import files
 from importlib.util import find_spec
 from pathlib import Path
 
+from stages.shapes import read_shape
 from stages.stage import UserError, installed, load_yaml, read_params, results, run, write_metrics
 
 
@@ -49,15 +50,12 @@ def from_wheel(p):
 
 def from_shape(p):
     """The exact shape of data/shapes/<shape>.json with seeded random bf16 weights. Returns (model, tokenizer)."""
-    path = Path("data/shapes") / f"{p.shape}.json"
-    if not path.exists():
-        known = ", ".join(sorted(shape.stem for shape in path.parent.glob("*.json")))
-        raise UserError(f"params.yaml: base_model.shape is {p.shape!r}; use one of {known}")
+    shape = read_shape(p.shape, "params.yaml: base_model.shape is")
 
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(**json.loads(path.read_text()))
+    config = AutoConfig.for_model(**shape)
     torch.manual_seed(p.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"  # 7 B normal draws: seconds on a GPU, minutes on a CPU
     with torch.device(device):

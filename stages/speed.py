@@ -28,14 +28,30 @@ def matrix_rate():
 
     if not torch.cuda.is_available():
         return None
-    left, right = (torch.randn(SIDE, SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    multiply, flops = product("cuda", SIDE, torch.bfloat16)
+    return rate(multiply, flops, REPEATS)
+
+
+def product(device, side, dtype):
+    """(a function that multiplies two random square matrices, its operations): 2 side^3, an addition and a product."""
+    import torch
+
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return lambda: left @ right, 2 * side**3
+
+
+def rate(work, amount, repeats):
+    """`amount` a second of work(), called `repeats` times in a row."""
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for _ in range(2):  # the clock settles under the first load; the second one counts
-        torch.cuda.synchronize()
+        wait()
         begun = time.monotonic()
-        for _ in range(REPEATS):
-            left @ right
-        torch.cuda.synchronize()
-    return REPEATS * 2 * SIDE**3 / (time.monotonic() - begun)
+        for _ in range(repeats):
+            work()
+        wait()
+    return repeats * amount / (time.monotonic() - begun)
 
 
 def utilisation(model, tokens_per_second, gpus):

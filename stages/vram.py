@@ -8,14 +8,13 @@ out:  results/<profile>/vram/vram.json   bytes of every term
       results/<profile>/vram/vram.md     the same as tables, with where each term comes from
 """
 
-import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 from stages.allocator import MIB
 from stages.finetune import METHODS, Finetune, Lora, with_arm
 from stages.rehearsal import Batch, Rehearsal, Setting, Shape, state_sizes
+from stages.shapes import head_size, linear_shapes, parameters, read_shape
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
 
 GB = 1e9  # the writeup's unit: 10^9 bytes
@@ -61,30 +60,13 @@ class Vram:
     shapes: list
 
 
-def linear_shapes(config):
-    """{module name: (inputs, outputs)} of the linear layers in one Llama block."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    head = config.get("head_dim") or hidden // config["num_attention_heads"]
-    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    return {
-        "q_proj": (hidden, queries),
-        "k_proj": (hidden, keys),
-        "v_proj": (hidden, keys),
-        "o_proj": (queries, hidden),
-        "gate_proj": (hidden, inner),
-        "up_proj": (hidden, inner),
-        "down_proj": (inner, hidden),
-    }
-
-
 def parameter_counts(config):
     """Parameters by kind: {linear, embedding, norm}; tied embeddings count once."""
-    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
-    tables = 1 if config.get("tie_word_embeddings") else 2
+    count = parameters(config)
     return {
-        "linear": layers * sum(inputs * outputs for inputs, outputs in linear_shapes(config).values()),
-        "embedding": tables * config["vocab_size"] * hidden,
-        "norm": (2 * layers + 1) * hidden,
+        "linear": count["attention"] + count["mlp"],
+        "embedding": count["embedding"] + count["head"],
+        "norm": count["norms"],
     }
 
 
@@ -160,7 +142,7 @@ def shape_of(config):
         inner=config["intermediate_size"],
         heads=config["num_attention_heads"],
         kv_heads=config["num_key_value_heads"],
-        head=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+        head=head_size(config),
         vocabulary=config["vocab_size"],
         tied=bool(config.get("tie_word_embeddings")),
         linear=linear_shapes(config),
@@ -314,20 +296,12 @@ def static_table(models):
     return "\n".join(lines) + "\n"
 
 
-def read_config(path):
-    """A model config as JSON; UserError names the shapes there are."""
-    if not path.exists():
-        known = ", ".join(sorted(shape.stem for shape in Path("data/shapes").glob("*.json")))
-        raise UserError(f"params.yaml: vram.shapes has {path.stem!r}; use {known}")
-    return json.loads(path.read_text())
-
-
 def main():
     p, lora, training = read_params(Vram), read_params(Lora), read_params(Finetune)
     out = results("vram")
-    models = {name: predict(read_config(Path("data/shapes") / f"{name}.json"), lora) for name in p.shapes}
+    models = {name: predict(read_shape(name, "params.yaml: vram.shapes has", "llama"), lora) for name in p.shapes}
     base = read_json(results("base_model") / "metrics.json")["name"]
-    config = read_config(results("base_model") / "model" / "config.json")
+    config = read_json(results("base_model") / "model" / "config.json")
     models[base] = predict(config, lora)
     variants = predict_variants(config, lora, training, read_json(results("dataset") / "tokens.json"))
     numbers = {"r": lora.r, "target_modules": lora.target_modules, "models": models}

@@ -206,7 +206,7 @@ def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
 
 def test_what_measures_depends_on_the_machine_it_measured(graph):
     for stage in graph:
-        if stage["name"].startswith(("finetune@", "bench@")):
+        if stage["name"].startswith(("finetune@", "bench@", "limits")):
             assert any(dep.endswith("/machine/machine.json") for dep in stage["deps"]), stage["name"]
 
 

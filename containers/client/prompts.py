@@ -3,6 +3,7 @@ Prompts of an exact length for genai-perf's --input-file: prompts.py TOKENIZER_D
 
 They are cut from the text that genai-perf takes its synthetic prompts from. Its own choice depends on the number of
 CPUs; this one depends on tokenizer and seed alone. No two prompts begin alike, so no cache of prefixes helps.
+Where the vocabulary is words (stages/random_model.py), they are drawn from it: the text has none of them.
 """
 
 import json
@@ -40,12 +41,25 @@ def prompts(tokenizer, corpus, tokens, count, seed):
     sys.exit(f"error: only {len(found)} of {count} prompts of {tokens} tokens can be cut from the text; ask for less")
 
 
+def drawn(tokenizer, tokens, count, seed):
+    """Prompts of `tokens` random words of a vocabulary of words, each with a first word of its own."""
+    vocabulary, draw = tokenizer.get_vocab_size(), random.Random(seed)
+    if count > vocabulary:
+        sys.exit(f"error: {count} prompts cannot all begin with another of {vocabulary} words; ask for less")
+    for first in draw.sample(range(vocabulary), count):
+        ids = [first, *(draw.randrange(vocabulary) for _ in range(tokens - 1))]
+        yield tokenizer.decode(ids)
+
+
 def main():
     folder, tokens, count, seed, out = sys.argv[1:]
     tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-    package = Path(find_spec("genai_perf").origin).parent
-    corpus = (package / "inputs" / "retrievers" / "shakespeare.txt").read_text()
-    texts = prompts(tokenizer, corpus, int(tokens), int(count), int(seed))
+    if type(tokenizer.model).__name__ == "WordLevel":
+        texts = drawn(tokenizer, int(tokens), int(count), int(seed))
+    else:
+        package = Path(find_spec("genai_perf").origin).parent
+        corpus = (package / "inputs" / "retrievers" / "shakespeare.txt").read_text()
+        texts = prompts(tokenizer, corpus, int(tokens), int(count), int(seed))
     Path(out).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
