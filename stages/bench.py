@@ -28,7 +28,8 @@ from pathlib import Path
 from stages import points
 from stages.certificate import certificate, failed, per_request
 from stages.experiments import Bench, Clock, key_of, seconds_of, visits, with_experiment
-from stages.servers import OURS, read_metrics, served_model
+from stages.random_model import INDEX
+from stages.servers import OURS, read_metrics, served_model, shape_file
 from stages.serving import run_client, serving, session
 from stages.stage import (
     UserError,
@@ -79,17 +80,23 @@ def prompts_file(work, tokens):
 
 def prompts_command(p, tokens, work):
     """As many prompts as the largest point sends, warm-up and all, so that none is sent twice."""
-    count = max(p.requests(one) + p.warmup(one) for one in p.concurrency)
+    arms = [p.with_arm(name) for name in p.arms]
+    count = max(arm.requests(one) + arm.warmup(one) for arm in arms for one in p.concurrency)
     words = [served_model(p.model), tokens, count, p.seed, prompts_file(work, tokens)]
     return ["python3", "containers/client/prompts.py", *(str(word) for word in words)]
 
 
 def key(p, images):
     """What a finished point depends on: with another key it is measured again."""
-    unrelated = ("experiments", "definitions", "servers", "concurrency", "repeats", "ready_seconds", "point_seconds")
+    unrelated = ("experiments", "definitions", "servers", "concurrency", "repeats", "arms", "ready_seconds",
+                 "point_seconds")  # fmt: skip
     params = {name: value for name, value in asdict(p).items() if name not in unrelated}
     files = [results("machine") / "machine.json", *(Path(__file__).with_name(name) for name in MEASURING)]
-    folders = {served_model(p.model), *(folder for name in p.servers for folder in p.server(name)[0].served)}
+    folders = {folder for name in p.servers for folder in p.server(name)[0].served}
+    if p.model in OURS:
+        folders.add(served_model(p.model))
+    else:
+        files.append(shape_file(p.model))
     for folder in sorted(folders):
         files += [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
     return fingerprint([params, [str(path) for path in files], images], files)
@@ -97,6 +104,7 @@ def key(p, images):
 
 def measure(p, server, point, client_image, process, strangers, work):
     """One point: genai-perf, its numbers, the server's own counts, the certificate; in points/ when it is whole."""
+    p = p.with_arm(point.arm)
     raw = work / "raw" / str(point)
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
@@ -116,6 +124,7 @@ def measure(p, server, point, client_image, process, strangers, work):
         "concurrency": point.concurrency,
         "input_tokens_asked": point.input_tokens,
         "output_tokens_asked": point.output_tokens,
+        "arm": point.arm,
         "repeat": point.repeat,
         **read,
         **points.by_server(read, per_request(counted, "output_tokens"), seen["gpu_watts"]),
@@ -148,10 +157,10 @@ def sweep(name, p, images, work):
     left, total = missing(plan, work), sum(len(group) for _, group in plan)
     count = sum(len(group) for _, group in left)
     budget = seconds_of(os.environ.get("BUDGET"))
-    deadline = time.monotonic() + budget if budget else float("inf")
+    deadline = float("inf") if budget is None else time.monotonic() + budget
     print(f"{name}: {count} of {total} points to measure{about(clock.left(left))}", flush=True)
-    for tokens in {tokens for tokens, _ in p.lengths} if left and p.prompts == "unique" else ():
-        write_prompts(p, tokens, images["client"], work)
+    if left:
+        make_inputs(p, images, work)
     while left and time.monotonic() < deadline:
         server_name, group = left[0]
         strangers = gpu_strangers()
@@ -176,10 +185,17 @@ def about(seconds):
     return "" if seconds is None else f"; about {seconds:.0f} s left"
 
 
-def write_prompts(p, tokens, client_image, work):
-    """Prompts of exactly so many tokens, once for all servers and repeats."""
-    command = ["containers/run", client_image, *prompts_command(p, tokens, work)]
-    run_client("prompts.py", command, work / "prompts.log", None, p.point_seconds)
+def make_inputs(p, images, work):
+    """The prompts of exactly so many tokens, once for all servers, arms and repeats; a shape's random weights."""
+    if p.model not in OURS and not (served_model(p.model) / INDEX).exists():
+        words = [*p.model.split(":"), served_model(p.model), p.seed]
+        command = ["containers/run", images["vllm"], "python3", "-m", "stages.random_model", *map(str, words)]
+        print(f"making random weights of {p.model}", flush=True)
+        run_client("random_model", command, work / "random_model.log", None, p.ready_seconds)
+    if "unique" in {p.with_arm(name).prompts for name in p.arms}:
+        for tokens in sorted({tokens for tokens, _ in p.lengths}):
+            command = ["containers/run", images["client"], *prompts_command(p, tokens, work)]
+            run_client("prompts.py", command, work / "prompts.log", None, p.point_seconds)
 
 
 def start(name, p, server_name, images, work, clock, stack):
@@ -204,16 +220,18 @@ def publish(out, work, p, server_name, facts):
         for one in group:
             if one.server == server_name and (work / "points" / f"{one}.json").exists():
                 groups.setdefault(key_of(one), []).append(read_json(work / "points" / f"{one}.json"))
-    summed = [points.summed_up(group) for _, group in sorted(groups.items(), key=lambda item: place(item[1][0]))]
-    wanted = len(p.lengths) * len(p.concurrency) * p.repeats
+    summed = [points.summed_up(group) for group in sorted(groups.values(), key=lambda group: place(p, group[0]))]
+    wanted = len(p.lengths) * len(p.concurrency) * len(p.arms) * p.repeats
     got = sum(len(group) for group in groups.values())
     short = None if got == wanted else f"the budget ended after {got} of {wanted} measurements"
     write_metrics(out / server_name / "points.json", {**facts, "not_measured": short, "points": summed})
     write_csv(out / server_name / "points.csv", [one for entry in summed for one in entry["repeats"]])
 
 
-def place(point):
-    return [point[name] for name in ("input_tokens_asked", "output_tokens_asked", "concurrency")]
+def place(p, point):
+    """Where a point stands among the others: the arms one after the other, and inside by load."""
+    load = [point[name] for name in ("input_tokens_asked", "output_tokens_asked", "concurrency")]
+    return [p.arms.index(point["arm"]), *load]
 
 
 def write_csv(path, repeats):
@@ -231,8 +249,8 @@ def write_csv(path, repeats):
 
 def what_was_asked(name, p, server_name, images):
     """The part of points.json that is known before anything runs."""
-    settings = ("lengths", "repeats", "requests_per_stream", "min_requests", "warmup_requests", "endpoint", "prompts",
-                "pinned", "seed")  # fmt: skip
+    settings = ("lengths", "repeats", "arms", "requests_per_stream", "min_requests", "warmup_requests", "endpoint",
+                "prompts", "pinned", "seed")  # fmt: skip
     return {
         "experiment": name,
         "server": server_name,
@@ -251,7 +269,8 @@ def model_facts(model):
     if model in OURS:
         base = read_json(results("base_model") / "metrics.json")
         return {name: base[name] for name in ("name", "weights", "parameters")}
-    return {"name": f"{model} shape", "weights": "random", "parameters": None}
+    shape, weights = model.split(":")
+    return {"name": f"{shape} shape", "weights": "random", "parameters": None, "shape": shape, "format": weights}
 
 
 def not_measured(out, facts, reason):
@@ -285,11 +304,6 @@ def main():
     asked.servers = [server for server in asked.servers if server not in reasons]
     if not asked.servers:
         return
-    if asked.model not in OURS:
-        from stages import random_model
-
-        random_model.write(asked.model, served_model(asked.model))
-
     work = work_dir(f"bench-{name}", key(asked, images))
     try:
         sweep(name, asked, images, work)

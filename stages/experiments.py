@@ -8,11 +8,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.servers import SERVERS
+from stages.servers import OURS, SERVERS
 from stages.stage import UserError, patched, read_json
 
 ENDPOINTS = ("completions", "chat")
 PROMPTS = ("unique", "synthetic")
+FIXED = ("experiments", "definitions", "configurations", "client_arms")  # no patch changes these
 
 
 @dataclass
@@ -20,11 +21,13 @@ class Bench:
     experiments: list
     definitions: dict
     configurations: dict
+    client_arms: dict
     servers: list
     model: str
     lengths: list
     concurrency: list
     repeats: int
+    arms: list
     requests_per_stream: int
     min_requests: int
     warmup_requests: int
@@ -53,6 +56,11 @@ class Bench:
                 raise UserError(f"params.yaml: bench.{name} has {wrong[0]!r}; write it as text, in quotes")
         for name in self.servers:
             self.server(name)
+        if self.model not in OURS and not re.fullmatch(r"[\w.-]+:[\w.-]+", self.model):
+            raise UserError(f"params.yaml: bench.model is {self.model!r}; use base, lora, or SHAPE:FORMAT")
+        for name in self.arms:
+            if name not in self.client_arms:
+                raise UserError(f"params.yaml: bench.arms has {name!r}; use {', '.join(self.client_arms)}")
 
     def server(self, name):
         """(server, its further words) of SERVER or SERVER-CONFIGURATION, such as vllm-fp8."""
@@ -62,6 +70,10 @@ class Bench:
             raise UserError(f"params.yaml: bench.servers has {name!r}; use {', '.join(known)}")
         words = self.configurations[configuration] if configuration else []
         return SERVERS[kind](self.model), [*self.server_options, *words]
+
+    def with_arm(self, name):
+        """The parameters with one of client_arms in effect."""
+        return patched(self, self.client_arms[name], f"bench.client_arms.{name}", FIXED)
 
     def requests(self, concurrency):
         return max(self.min_requests, concurrency * self.requests_per_stream)
@@ -78,18 +90,19 @@ class Point:
     input_tokens: int
     output_tokens: int
     concurrency: int
+    arm: str
     repeat: int
 
     def __str__(self):
-        return f"{self.server}-{self.input_tokens}-{self.output_tokens}-c{self.concurrency}-r{self.repeat}"
+        load = f"{self.input_tokens}-{self.output_tokens}-c{self.concurrency}"
+        return f"{self.server}-{load}-{self.arm}-r{self.repeat}"
 
 
 def with_experiment(p, name):
     """The parameters of the experiment `name`; UserError names those there are."""
     if name not in p.definitions:
         raise UserError(f"params.yaml: bench.definitions has no {name!r}; it has {', '.join(p.definitions)}")
-    fixed = ("experiments", "definitions", "configurations")
-    return patched(p, p.definitions[name], f"bench.definitions.{name}", fixed)
+    return patched(p, p.definitions[name], f"bench.definitions.{name}", FIXED)
 
 
 def visits(p):
@@ -108,10 +121,11 @@ def visits(p):
         yield (
             server,
             [
-                Point(server, *pair, concurrency, repeat)
+                Point(server, *pair, concurrency, arm, repeat)
                 for _, repeat in turn
                 for pair in p.lengths
                 for concurrency in order
+                for arm in p.arms
             ],
         )
 

@@ -19,7 +19,7 @@ METRICS = {
     "itl_ms": ("inter_token_latency", "ms", STATISTICS),
     "request_latency_ms": ("request_latency", "ms", STATISTICS),
 }
-ASKED = ("concurrency", "input_tokens_asked", "output_tokens_asked")
+ASKED = ("concurrency", "input_tokens_asked", "output_tokens_asked", "arm")
 BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED = 2000, 42
 REPEATS_NEEDED = 3  # below, an interval would be the two figures themselves
 
@@ -108,4 +108,5 @@ def told(point):
     numbers = f"{rate:.1f} tokens/s" if rate is not None else "throughput not measured"
     numbers += f", first token after {first:.0f} ms (median)" if first is not None else ""
     where = f"{point['input_tokens_asked']} in, {point['output_tokens_asked']} out, concurrency {point['concurrency']}"
+    where += "" if point["arm"] == "corrected" else f", {point['arm']}"
     return f"{where}: {numbers}{'' if point['valid'] else ', INVALID: '}" + "; ".join(point["invalid_reasons"])

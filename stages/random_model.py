@@ -29,6 +29,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "de
 BLOCK = 32
 # The root mean square of 16 equally likely codes: -8 to 7 in int4, +-(0 0.5 1 1.5 2 3 4 6) in E2M1.
 INT4_RMS, E2M1_RMS = 4.64, 2.93
+INDEX = "model.safetensors.index.json"  # written last: where it stands, the weights are whole
 FORMATS = ("bf16", "fp8", "int4-g128", "mxfp4")
 
 
@@ -100,7 +101,7 @@ def write_weights(config, weights, folder, seed):
         save_file(made, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(made, file)
         total += sum(one.nbytes for one in made.values())
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def stored(tensor, weights, generator):

@@ -5,6 +5,7 @@ The servers under test: how each is started, how genai-perf drives it, and what 
 import json
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 
 from stages.stage import UserError, flags, read_json, results, work_folder
 
@@ -73,10 +74,10 @@ class Triton:
 class Vllm:
     """vLLM's OpenAI-compatible server; the adapters are served beside the base model under their own names.
 
-    A model that is a shape of data/shapes has weights of whatever vLLM fills in, and is served alone.
+    A model that is a shape of data/shapes in a format, such as gpt-oss-20b:mxfp4, has random weights.
     """
 
-    model: str  # base, lora, or the name of a shape
+    model: str  # base, lora, or SHAPE:FORMAT
     ready = URL + "/health"
     ports = (8000,)
     metrics = URL + "/metrics"
@@ -109,8 +110,6 @@ class Vllm:
     def command(self, options):
         words = {"model": served_model(self.model), "served-model-name": "base", "host": "127.0.0.1",
                  "port": self.ports[0], "no-enable-prefix-caching": True}  # fmt: skip
-        if self.model not in OURS:
-            words["load-format"] = "dummy"
         lora = []
         if adapters := self.adapters():
             rank = max(read_json(folder / "adapter_config.json")["r"] for folder in adapters.values())
@@ -133,12 +132,16 @@ class Vllm:
 
 
 SERVERS = {"triton": Triton, "vllm": Vllm}
-OURS = ("base", "lora")  # models of this pipeline; any other is a shape
+OURS = ("base", "lora")  # models of this pipeline; any other is SHAPE:FORMAT
 
 
 def served_model(model):
     """The folder that a server loads, and whose tokenizer counts: the base model's, or that of a random shape."""
-    return results("base_model") / "model" if model in OURS else work_folder("shapes") / model
+    return results("base_model") / "model" if model in OURS else work_folder("shapes") / model.replace(":", "-")
+
+
+def shape_file(model):
+    return Path("data/shapes") / f"{model.split(':')[0]}.json"
 
 
 def answer(path):

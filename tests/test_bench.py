@@ -24,7 +24,9 @@ from stages.watch import Watch, cores
 
 RECORDED = REPO / "tests" / "fixtures" / "bench"
 PARAMS = {"experiments": ["base"], "definitions": {"base": {}, "old": {"pinned": False, "endpoint": "chat"}},
-          "configurations": {"fp8": ["--quantization=fp8"]}, "servers": ["triton", "vllm"], "model": "base",
+          "configurations": {"fp8": ["--quantization=fp8"]},
+          "client_arms": {"corrected": {}, "short": {"min_requests": 2}},
+          "arms": ["corrected"], "servers": ["triton", "vllm"], "model": "base",
           "lengths": [[64, 32]], "concurrency": [1, 2, 4], "repeats": 1, "requests_per_stream": 4, "min_requests": 8,
           "warmup_requests": 2, "endpoint": "completions", "prompts": "unique", "pinned": True, "seed": 42,
           "ready_seconds": 20, "point_seconds": 20, "server_options": []}  # fmt: skip
@@ -181,8 +183,9 @@ def test_a_load_shorter_than_two_looks_leaves_the_cpu_unmeasured():
 
 def repeat(rate, valid=True, **more):
     reasons = [] if valid else ["2 of 8 requests failed"]
-    return {"concurrency": 4, "input_tokens_asked": 64, "output_tokens_asked": 32, "repeat": 1, "rate": rate,
-            "gpu_watts": None, "valid": valid, "invalid_reasons": reasons, "checks": [], **more}  # fmt: skip
+    return {"concurrency": 4, "input_tokens_asked": 64, "output_tokens_asked": 32, "arm": "corrected", "repeat": 1,
+            "rate": rate, "gpu_watts": None, "valid": valid, "invalid_reasons": reasons, "checks": [],
+            **more}  # fmt: skip
 
 
 def test_repeats_are_summed_up_as_medians_with_an_interval():
@@ -234,14 +237,20 @@ def test_a_sweep_begins_with_its_ends_and_halves_the_gaps():
 def test_all_lengths_of_a_server_share_its_start():
     p = Bench(**PARAMS | {"servers": ["vllm-fp8"], "lengths": [[64, 32], [128, 8]], "concurrency": [1]})
     ((server, group),) = visits(p)
-    assert server == "vllm-fp8" and group == [Point(server, 64, 32, 1, 1), Point(server, 128, 8, 1, 1)]
+    assert server == "vllm-fp8" and group == [
+        Point(server, 64, 32, 1, "corrected", 1),
+        Point(server, 128, 8, 1, "corrected", 1),
+    ]
 
 
 def test_the_time_left_is_what_the_same_points_took_before(tmp_path):
     p = Bench(**PARAMS | {"concurrency": [1, 2]})
     clock = Clock(tmp_path / "seconds.json")
     assert clock.left(visits(p)) is None
-    clock.seconds = {"ready": {"triton": 10, "vllm": 40}, "points": {"triton-64-32-c1": 7, "vllm-64-32-c2": 9}}
+    clock.seconds = {
+        "ready": {"triton": 10, "vllm": 40},
+        "points": {"triton-64-32-c1-corrected": 7, "vllm-64-32-c2-corrected": 9},
+    }
     assert clock.left(visits(p)) == 50 + 7 + 9 + 9 + 9
 
 
@@ -303,44 +312,51 @@ def embedded(tmp_path, monkeypatch):
 
 
 def test_genai_perf_drives_triton_with_a_pinned_length_and_an_adapter(embedded):
-    command = client_command(Bench(**PARAMS), servers.Triton("lora"), Point("triton", 64, 32, 4, 1), Path("W"))
+    command = client_command(
+        Bench(**PARAMS), servers.Triton("lora"), Point("triton", 64, 32, 4, "corrected", 1), Path("W")
+    )
     assert " ".join(command) == (
         "genai-perf profile --model ensemble --url 127.0.0.1:8001 --endpoint-type kserve --backend tensorrtllm "
         "--extra-inputs min_tokens:32 --extra-inputs lora_task_id:1 --streaming "
         "--tokenizer results/embedded/base_model/model --concurrency 4 --request-count 16 --warmup-request-count 8 "
         "--input-file W/prompts-64.jsonl --output-tokens-mean 32 --output-tokens-stddev 0 --random-seed 42 "
-        "--artifact-dir W/raw/triton-64-32-c4-r1"
+        "--artifact-dir W/raw/triton-64-32-c4-corrected-r1"
     )
 
 
 def test_genai_perf_drives_vllm_with_the_same_prompts_and_the_adapter_by_name(embedded):
-    command = client_command(Bench(**PARAMS), servers.Vllm("lora"), Point("vllm", 64, 32, 1, 2), Path("W"))
+    command = client_command(Bench(**PARAMS), servers.Vllm("lora"), Point("vllm", 64, 32, 1, "corrected", 2), Path("W"))
     assert " ".join(command) == (
         "genai-perf profile --model lora --url http://127.0.0.1:8000 --endpoint-type completions "
         "--extra-inputs ignore_eos:true --extra-inputs min_tokens:32 --extra-inputs temperature:0 --streaming "
         "--tokenizer results/embedded/base_model/model --concurrency 1 --request-count 8 --warmup-request-count 2 "
         "--input-file W/prompts-64.jsonl --output-tokens-mean 32 --output-tokens-stddev 0 --random-seed 42 "
-        "--artifact-dir W/raw/vllm-64-32-c1-r2"
+        "--artifact-dir W/raw/vllm-64-32-c1-corrected-r2"
     )
 
 
 def test_the_writeups_client_sends_its_own_prompts_to_the_chat_endpoint_and_leaves_the_length_free(embedded):
     changes = {"pinned": False, "endpoint": "chat", "prompts": "synthetic", "warmup_requests": 0}
     p = Bench(**PARAMS | changes | {"min_requests": 10, "requests_per_stream": 2})
-    command = client_command(p, servers.Vllm("base"), Point("vllm", 512, 256, 16, 1), Path("W"))
+    command = client_command(p, servers.Vllm("base"), Point("vllm", 512, 256, 16, "corrected", 1), Path("W"))
     assert " ".join(command) == (
         "genai-perf profile --model base --url http://127.0.0.1:8000 --endpoint-type chat "
         "--extra-inputs temperature:0 --streaming --tokenizer results/embedded/base_model/model --concurrency 16 "
         "--request-count 32 --synthetic-input-tokens-mean 512 --synthetic-input-tokens-stddev 0 "
-        "--output-tokens-mean 256 --random-seed 42 --artifact-dir W/raw/vllm-512-256-c16-r1"
+        "--output-tokens-mean 256 --random-seed 42 --artifact-dir W/raw/vllm-512-256-c16-corrected-r1"
     )
 
 
-def test_a_shape_is_served_with_weights_that_vllm_fills_in(embedded):
-    command = servers.Vllm("gpt-oss-20b").command([])
-    assert command[command.index("--load-format") + 1] == "dummy"
-    assert command[command.index("--model") + 1] == ".work/embedded/shapes/gpt-oss-20b"
-    assert "--load-format" not in servers.Vllm("base").command([])
+def test_a_shape_is_served_out_of_a_folder_of_its_own(embedded):
+    command = servers.Vllm("gpt-oss-20b:mxfp4").command([])
+    assert command[command.index("--model") + 1] == ".work/embedded/shapes/gpt-oss-20b-mxfp4"
+
+
+def test_an_arm_changes_the_client_and_shares_the_server(embedded):
+    p = Bench(**PARAMS | {"arms": ["corrected", "short"], "servers": ["vllm"], "concurrency": [1]})
+    ((_, group),) = visits(p)
+    assert [point.arm for point in group] == ["corrected", "short"]
+    assert p.requests(1) == 8 and p.with_arm("short").requests(1) == 4
 
 
 def test_vllm_serves_all_adapters_with_a_rank_that_it_accepts(embedded):
@@ -367,6 +383,8 @@ def test_a_missing_adapter_is_named_before_anything_starts(embedded):
         ({"servers": ["vllm-fp9"]}, "bench.servers has 'vllm-fp9'; use"),
         ({"lengths": [[64]]}, r"bench.lengths is \[\[64\]\]; use pairs of tokens in and out, from 1"),
         ({"lengths": [[64, 0]]}, r"bench.lengths is \[\[64, 0\]\]"),
+        ({"arms": ["old"]}, "bench.arms has 'old'; use corrected, short"),
+        ({"model": "llama"}, "bench.model is 'llama'; use base, lora, or SHAPE:FORMAT"),
         ({"repeats": 0}, "bench.repeats is 0; use 1 or more"),
         ({"endpoint": "embeddings"}, "bench.endpoint is 'embeddings'; use completions or chat"),
         ({"configurations": {"a": [7]}}, "bench.a has 7; write it as text"),
@@ -503,7 +521,7 @@ def test_a_sweep_writes_points_raw_files_and_what_made_them(bench):
     assert written["base_model"] == {"name": "Tiny", "weights": "random", "parameters": 7}
     assert written["server_ready_seconds"] > 0 and written["not_measured"] is None
     names = [path.relative_to(out / "raw").parts[0] for path in sorted(out.glob("raw/*/*/*_genai_perf.json"))]
-    assert names == ["triton-64-32-c1-r1", "triton-64-32-c2-r1", "triton-64-32-c4-r1"]
+    assert names == ["triton-64-32-c1-corrected-r1", "triton-64-32-c2-corrected-r1", "triton-64-32-c4-corrected-r1"]
     assert len((out / "triton" / "points.csv").read_text().splitlines()) == 4
     assert re.search(r"concurrency 2: 59\.1 tokens/s.* about \d+ s left", done.stdout)
     assert left_over(bench.tree) == []
@@ -639,4 +657,4 @@ def test_a_stage_that_is_stopped_leaves_no_process(bench, sign, code):
 def test_a_wrong_run_name_shows_how_to_call_it():
     command = [sys.executable, "-m", "stages.bench", "sglang", "host:", "vllm=host:"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert "with EXPERIMENT one of base, lora, published" in error_of(done)
+    assert "with EXPERIMENT one of base, lora, walk" in error_of(done)
