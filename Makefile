@@ -1,5 +1,5 @@
 # Names for people. What depends on what stands in dvc.yaml.
-.PHONY: help reproduce profile report chat publish test check lock
+.PHONY: help reproduce profile report chat rulers publish test check lock
 TOOLS = containers/run venv:tools
 
 help:       ## this list
@@ -15,6 +15,8 @@ report:     ## seconds, no model: tables, figures and verdicts from the committe
 	@$(TOOLS) python -m stages.claims && $(TOOLS) python -m stages.report && $(TOOLS) python -m stages.report --readme
 chat:       ## seconds to load: talk to the model. ADAPTER=lora|qlora|none|lora-published, ONCE="a question" for scripts
 	@exec $(TOOLS) python -m tools.chat $(ADAPTER) $(if $(value ONCE),--once="$$ONCE")
+rulers:     ## 6 min, no GPU: how well the load clients measure, against a server of known timing and against vLLM
+	@$(TOOLS) dvc repro pipelines/rulers/dvc.yaml
 publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import figures, sections, training_report
+from stages import figures, rulers_report, sections, training_report
 from stages.claims import VERDICTS, show
 from stages.page import to_html, to_markdown
 from stages.runs import optional
@@ -195,6 +195,7 @@ def blocks_of(ledger):
         *sections.chat(ledger),
         *training_report.style(ledger),
         *sections.serving(ledger, claims),
+        *rulers_report.rulers(ledger),
         *whole_ledger(ledger),
         *how_to(ledger),
     ]

@@ -185,6 +185,10 @@ def test_a_stage_declares_exactly_the_sections_that_it_reads(graph):
         assert set(stage["params"]) == read, stage["name"]
 
 
+# servers.py says of every server what it reads; this stage starts vLLM with the base model and no other.
+NOT_STARTED = {"rulers": ("repository", "finetune")}
+
+
 def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
     for stage in graph:
         profile = next(out.split("/")[1] for out in stage["outs"])
@@ -193,6 +197,8 @@ def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
         declared = [path for other in same for path in other["deps"] + other["outs"]]
         for file in own_code(stage):
             for path, whole in result_paths(file):
+                if path.startswith(NOT_STARTED.get(stage["name"], ())):
+                    continue
                 place = f"results/{profile}/{path}"
                 covers = any(place == one or place.startswith(f"{one}/") for one in declared)
                 inside = any(one.startswith(f"{place}/") for one in declared)

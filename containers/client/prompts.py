@@ -1,5 +1,5 @@
 """
-Prompts of an exact length for genai-perf's --input-file: prompts.py TOKENIZER_DIR TOKENS COUNT SEED OUT
+Prompts of an exact length for every load client: prompts.py TOKENIZER_DIR TOKENS COUNT SEED OUT
 
 They are cut from the text that genai-perf takes its synthetic prompts from. Its own choice depends on the number of
 CPUs; this one depends on tokenizer and seed alone. No two prompts begin alike, so no cache of prefixes helps.
@@ -60,7 +60,8 @@ def main():
         package = Path(find_spec("genai_perf").origin).parent
         corpus = (package / "inputs" / "retrievers" / "shakespeare.txt").read_text()
         texts = prompts(tokenizer, corpus, int(tokens), int(count), int(seed))
-    Path(out).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    # genai-perf and AIPerf read "text", vLLM "prompt".
+    Path(out).write_text("".join(json.dumps({"text": text, "prompt": text}) + "\n" for text in texts))
 
 
 if __name__ == "__main__":
