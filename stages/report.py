@@ -56,6 +56,7 @@ MADE = (
     "chat/chat.json",
     "style/style.json",
     "bench/*/*/points.json",
+    "rulers/rulers.json",
 )
 MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 

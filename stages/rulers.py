@@ -26,7 +26,7 @@ import numpy as np
 
 from stages.clients import CLIENTS, STATISTICS, TIMES, Load, read_prompts, warm_up
 from stages.mock_server import MODEL, Mock
-from stages.servers import URL, Vllm, sums
+from stages.servers import URL, Vllm, read_metrics
 from stages.serving import run_client, serving
 from stages.stage import UserError, read_json, read_params, results, run, write_json, write_metrics
 
@@ -118,8 +118,7 @@ def make_prompts(p, images, out):
     count = largest * p.requests_per_stream + p.warmup_requests
     words = [results("base_model") / "model", p.input_tokens, count, p.seed, out / "prompts.jsonl"]
     command = ["containers/run", images["client"], "python3", "containers/client/prompts.py", *map(str, words)]
-    if subprocess.run(command).returncode:
-        raise UserError("the prompts could not be made; the reason is above")
+    run_client("prompts.py", command, out / "prompts.log", None, p.run_seconds)
 
 
 def version(name, images):
@@ -260,21 +259,16 @@ def against_vllm(p, images, out):
             for name, turn in order():
                 load = p.load(server.model, concurrency, out, run_name("vllm", concurrency, name, turn))
                 warm_up(load)
-                before = counters(server)
+                before = read_metrics(server, COUNTERS)
                 said, seconds = drive(p, name, load, images, process)
                 runs.append({"client": name, "run": turn, "concurrency": concurrency, "said": said}
-                            | counted(load, before, counters(server)) | {"seconds": seconds})  # fmt: skip
+                            | counted(load, before, read_metrics(server, COUNTERS)) | {"seconds": seconds})  # fmt: skip
                 print(told(runs[-1]), flush=True)
     return engine, runs
 
 
 def run_name(*parts):
     return "-".join(str(part) for part in parts).replace(" ", "-")
-
-
-def counters(server):
-    with urllib.request.urlopen(server.metrics, timeout=10) as response:
-        return sums(response.read().decode(), COUNTERS)
 
 
 def counted(load, before, after):
