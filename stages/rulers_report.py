@@ -83,7 +83,8 @@ def errors(data):
         f"ms, mean of two runs; {data['requests_per_stream']} requests a stream of {data['input_tokens']} tokens in, "
         f"{data['output_tokens']} out. The server's lateness (how long after its deadline a token left, 99th "
         f"percentile) is no error of the client's. {', '.join(clients[name]['version'] for name in clients)}. "
-        f"Measured {data['begun']}; processes that wanted a core just before: {data['load_average_before']:.1f}.",
+        f"Measured {data['begun']} on {data['machine']['cpu']}, {data['machine']['cores']} cores, where just before "
+        f"{data['load_average_before']:.1f} processes wanted one.",
     )
     rows = []
     for (ttft, itl, concurrency, name), runs in groups(
