@@ -113,6 +113,33 @@ def test_own_published_and_reference_figures_stand_in_one_table(pages):
     assert "| h100 | qlora | elyza/ELYZA-japanese-Llama-2-7b-instruct |" in section
 
 
+def outcome(run, verdict, measured=1.0):
+    return {"run": run, "verdict": verdict, "measured": measured}
+
+
+def test_the_reason_of_a_verdict_lists_what_speaks_for_or_against_it_and_not_every_arm():
+    outcomes = [
+        outcome("this checkout", "not comparable", 1.0),
+        outcome("this checkout (published arm)", "not comparable", 2.0),
+        outcome("h200", "reproduced", 3.0),
+        outcome("h200 (short arm)", "reproduced", 4.0),
+        outcome("h200 (tuned arm)", "not comparable", 5.0),
+        outcome("h200 (slow arm)", "not reproduced", 6.0),
+        outcome("h100", "not reproduced", 7.0),
+        outcome("h100 (short arm)", "not reproduced", 8.0),
+        outcome("a100", "not measured", None),
+        outcome("cpu", "not comparable", 9.0),
+    ]
+    claim = outcome("h200", "reproduced", 3.0) | {"reason": "r", "conditions": "c", "note": None, "outcomes": outcomes}
+    assert report.why(claim).splitlines() == [
+        "r",
+        "Conditions: c.",
+        "this checkout: not comparable, 1",
+        "h200 (slow arm): not reproduced, 6",
+        "h100: not reproduced, 7",
+    ]
+
+
 def test_the_same_results_give_the_same_bytes(pages, tmp_path, monkeypatch):
     assert checkout(tmp_path, monkeypatch) == pages[:2]
 
