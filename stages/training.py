@@ -40,6 +40,14 @@ def load_base(method, attention="sdpa", sharded=False):
     return model, AutoTokenizer.from_pretrained(folder)
 
 
+def load_to_answer(method):
+    """load_base for a model that only answers: a CPU unpacks the 4-bit values once, not again at every token."""
+    model, tokenizer = load_base(method)
+    if method == "qlora" and model.device.type == "cpu":
+        model = model.dequantize()  # to the same values
+    return model, tokenizer
+
+
 def sft_config(p, checkpoints):
     """The trainer's arguments: the writeup's, with the values of params.yaml."""
     import torch
