@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stages.dataset import prompt_text
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
-from stages.training import load_base
+from stages.training import load_to_answer
 
 
 @dataclass
@@ -74,7 +74,7 @@ def main():
     texts = [prompt_text(data["template"], data["system_prompt"], prompt) for prompt in prompts]
     answers = {}
     for method in ("lora", "qlora"):
-        model, tokenizer = load_base(method)
+        model, tokenizer = load_to_answer(method)
         if method == "lora":
             answers["base"] = answer(model, tokenizer, texts, p)
             print("chat: the base model has answered", flush=True)

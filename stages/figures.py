@@ -85,6 +85,23 @@ def memory(name, bars):
     return svg(figure, name)
 
 
+def scaling(name, points):
+    """Seconds a step and tokens a second over the GPUs; points: [(GPUs, seconds, tokens/s)], one GPU first."""
+    figure, panels = new_figure(4.4, panels=2)
+    gpus, seconds, rates = (list(column) for column in zip(*points, strict=True))
+    ideals = [seconds[0] / n for n in gpus], [rates[0] * n for n in gpus]
+    for axes, values, ideal, title in zip(
+        panels, (seconds, rates), ideals, ("seconds a step", "tokens/s of all GPUs"), strict=True
+    ):
+        axes.plot(gpus, ideal, "--", color=GREY, label="ideal")
+        axes.plot(gpus, values, "-o", color=BLUE, markersize=5, label="measured")
+        axes.set(title=title, ylim=(0, None))
+        axes.set_xticks(gpus, [str(n) for n in gpus])
+    panels[-1].set_xlabel("GPUs")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return svg(figure, name)
+
+
 def serving(name, servers):
     """Throughput and time to the first token over concurrency; servers: {label: (points, is a stand-in)}.
 

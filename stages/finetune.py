@@ -6,7 +6,8 @@ in:   results/<profile>/base_model/model/, results/<profile>/dataset/
 out:  results/<profile>/finetune/VARIANT/adapter/      the adapter with the best validation loss
       results/<profile>/finetune/VARIANT/metrics.json  time, memory, losses, what was proven about the settings
       results/<profile>/finetune/VARIANT/steps.csv     one line an optimiser step
-With finetune.gpus above 1 the stage starts itself once a GPU; the first one writes the results.
+With finetune.gpus above 1 the stage starts itself once a GPU; the first one writes the results. Each GPU holds the
+whole model, or with finetune.sharded a part of it.
 Checkpoints stand in .work/ until the run is whole: after a kill, the same command goes on from the last one.
 """
 
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 
 from stages.memory import MemorySampler
 from stages.proofs import prove
-from stages.speed import utilisation
+from stages.speed import flops_per_token, utilisation
 from stages.stage import (
     UserError,
     fingerprint,
@@ -60,6 +61,7 @@ class Finetune:
     micro_batch: int
     accumulation: int
     gpus: int
+    sharded: bool
     learning_rate: float
     schedule: str
     warmup_steps: int
@@ -83,6 +85,18 @@ def with_arm(p, variant):
         known = [m for m in METHODS] + [f"{m}-{a}" for a in p.arms for m in METHODS]
         raise UserError(f"params.yaml: finetune has no variant {variant!r}; use one of {', '.join(known)}")
     return method, patched(p, p.arms[arm] if arm else {}, f"finetune.arms.{arm}", ("variants", "arms"))
+
+
+def check_sharded(p, variant):
+    """Raise UserError for settings that a model in parts cannot have."""
+    for wrong, key, value, advice in (
+        (p.gpus < 2, "gpus", p.gpus, "use 2 or more"),
+        (p.compile, "compile", "true", "use false"),
+        # bitsandbytes keeps moments in another shape than the weights', which FSDP cannot gather for a checkpoint.
+        (not p.optimizer.startswith("adamw_torch"), "optimizer", p.optimizer, "use adamw_torch or adamw_torch_fused"),
+    ):
+        if p.sharded and wrong:
+            raise UserError(f"params.yaml: finetune.{key} is {value} where {variant} is sharded; {advice}")
 
 
 def last_whole_checkpoint(folder):
@@ -145,6 +159,8 @@ def on_several_gpus(p, variant):
     """Run this stage once a GPU, as processes that find each other through torchrun's variables."""
     import torch
 
+    if p.sharded and not torch.cuda.is_available():
+        raise UserError(f"params.yaml: {variant} is sharded over {p.gpus} NVIDIA GPUs; this machine has none")
     if torch.cuda.is_available() and torch.cuda.device_count() < p.gpus:
         raise UserError(f"params.yaml: finetune.gpus is {p.gpus}; this machine has {torch.cuda.device_count()}")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(p.gpus)]
@@ -157,6 +173,7 @@ def main():
     variant = sys.argv[1]
     lora = read_params(Lora)
     method, p = with_arm(read_params(Finetune), variant)
+    check_sharded(p, variant)
     base = read_json(results("base_model") / "metrics.json")
     data = read_json(results("dataset") / "metrics.json")
 
@@ -179,6 +196,7 @@ def main():
         )
         memory.mark("load")
         proofs = prove(trainer, p, lora, method)
+        flops = flops_per_token(trainer.model)
         resumed = last_whole_checkpoint(work / "checkpoints")
         if resumed and first:
             print(f"finetune {variant}: going on from {resumed.name}", flush=True)
@@ -187,11 +205,12 @@ def main():
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         trained = time.monotonic() - begun
 
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # from all processes where the model is sharded
     if not first:
         return
     out = results("finetune") / variant
     out.mkdir(parents=True, exist_ok=True)
-    trainer.model.save_pretrained(out / "adapter")
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out / "adapter", state_dict=weights)
     steps = read_steps(work / "steps")
     write_steps(out / "steps.csv", steps)
     found = summary(steps)
@@ -210,7 +229,7 @@ def main():
             **found,
             # The trainer counts tokens from zero when it goes on from a checkpoint.
             **({"trained_tokens": None, "tokens_per_second": None} if resumed else {}),
-            **utilisation(trainer.model, found["tokens_per_second_median"], p.gpus),
+            **utilisation(flops, found["tokens_per_second_median"], p.gpus),
             "dataset_rows": data["dataset_rows"],
             "train_rows": data["train_rows"],
             "memory": memory.summary(),

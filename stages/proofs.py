@@ -83,4 +83,6 @@ def leading(ids, token):
 def optimizer_of(trainer):
     """The optimiser that the trainer will use, made now so that its class can be seen."""
     optimizer = trainer.create_optimizer()
+    if trainer.is_fsdp_enabled:
+        trainer.optimizer = None  # it holds the whole weights: the trainer makes its own, of their parts
     return getattr(optimizer, "optimizer", optimizer)

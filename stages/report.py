@@ -139,10 +139,26 @@ def measured(claim):
 
 
 def why(claim):
-    """The reason, the conditions, the note, and what the other runs gave."""
+    """The reason, the conditions, the note, and what else speaks for or against the verdict."""
     lines = [claim["reason"], f"Conditions: {claim['conditions']}.", *([claim["note"]] if claim["note"] else [])]
-    others = [one for one in claim["outcomes"] if one["run"] != claim["run"] and one["measured"] is not None]
-    return "\n".join([*lines, *(f"{one['run']}: {one['verdict']}, {show(one['measured'])}" for one in others)])
+    return "\n".join([*lines, *(f"{one['run']}: {one['verdict']}, {show(one['measured'])}" for one in others(claim))])
+
+
+def others(claim):
+    """The outcomes beside the one that gave the verdict, of each run's arms one a verdict: those under the claim's
+    conditions, and this checkout's in any case."""
+    seen = {(run_of(claim), claim["verdict"])}
+    for one in claim["outcomes"]:
+        key = run_of(one), one["verdict"]
+        counts = one["verdict"] not in ("not comparable", "not measured") or key[0] == "this checkout"
+        if counts and one["measured"] is not None and key not in seen:
+            seen.add(key)
+            yield one
+
+
+def run_of(outcome):
+    """The run without its arm: h200-weightless of "h200-weightless (short arm)"."""
+    return (outcome["run"] or "").partition(" (")[0]
 
 
 def how_to(ledger):

@@ -54,12 +54,12 @@ def rate(work, amount, repeats):
     return repeats * amount / (time.monotonic() - begun)
 
 
-def utilisation(model, tokens_per_second, gpus):
+def utilisation(flops, tokens_per_second, gpus):
     """{flops_per_token, matrix_flops_per_second, utilisation}; None where the rate or the speed is not known.
 
-    tokens_per_second: of all GPUs together; matrix_flops_per_second: of one.
+    flops: of a token; tokens_per_second: of all GPUs together; matrix_flops_per_second: of one.
     """
-    flops, rate = flops_per_token(model), matrix_rate()
+    rate = matrix_rate()
     known = rate and tokens_per_second
     return {
         "flops_per_token": flops,

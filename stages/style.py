@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from stages.dataset import read_rows, write_jsonl
 from stages.measures import MEASURES, Answer
 from stages.stage import UserError, load_yaml, read_json, read_params, results, run, write_metrics
-from stages.training import load_base
+from stages.training import load_to_answer
 
 MODELS = {"base": "base", "lora": "LoRA", "qlora": "QLoRA"}
 GROUPS = {"dataset": "whole dataset", "reference": "reference answers", **MODELS}
@@ -225,13 +225,10 @@ def main():
 
     found = {}
     for method in ("lora", "qlora"):
-        model, tokenizer = load_base(method)
+        model, tokenizer = load_to_answer(method)
         if method == "lora":
             found["base"] = examine(model, tokenizer, rows, p)
             print(f"style: the base model has answered {len(rows)} prompts", flush=True)
-        elif model.device.type == "cpu":
-            # The same values, unpacked once; a CPU would unpack them at every token.
-            model = model.dequantize()
         model = PeftModel.from_pretrained(model, results("finetune") / method / "adapter")
         found[method] = examine(model, tokenizer, rows, p)
         print(f"style: {method} has answered", flush=True)

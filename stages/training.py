@@ -11,8 +11,11 @@ from stages import packing
 from stages.stage import UserError, results
 
 
-def load_base(method, attention="sdpa"):
-    """The base model in bf16 (LoRA), or in NF4 with double quantisation (QLoRA), and its tokenizer."""
+def load_base(method, attention="sdpa", sharded=False):
+    """The base model in bf16 (LoRA), or in NF4 with double quantisation (QLoRA), and its tokenizer.
+
+    sharded: in the first process's main memory, the others' are empty; the weights go to the GPUs in parts.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -22,16 +25,27 @@ def load_base(method, attention="sdpa"):
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_use_double_quant=True,
+        # FSDP cuts tensors of one type only, so what holds the 4-bit numbers is called bf16 as all others.
+        bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
     )
+    device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,
-        device_map={"": int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"},
+        device_map=None if sharded else {"": device},
         attn_implementation=attention,
         quantization_config=nf4 if method == "qlora" else None,
     )
     model.config.use_cache = False
     return model, AutoTokenizer.from_pretrained(folder)
+
+
+def load_to_answer(method):
+    """load_base for a model that only answers: a CPU unpacks the 4-bit values once, not again at every token."""
+    model, tokenizer = load_base(method)
+    if method == "qlora" and model.device.type == "cpu":
+        model = model.dequantize()  # to the same values
+    return model, tokenizer
 
 
 def sft_config(p, checkpoints):
@@ -67,6 +81,8 @@ def sft_config(p, checkpoints):
         save_steps=p.eval_steps,
         save_total_limit=2,
         ddp_find_unused_parameters=False,
+        fsdp="full_shard auto_wrap" if p.sharded else "",
+        fsdp_config=fsdp_config() if p.sharded else None,
         dataloader_num_workers=p.workers,
         dataloader_persistent_workers=p.workers > 0,
         accelerator_config={"non_blocking": runs_ahead(p)},
@@ -81,6 +97,17 @@ def sft_config(p, checkpoints):
     )
 
 
+def fsdp_config():
+    """How a sharded model is loaded: the first process reads the weights and sends them to the other GPUs.
+
+    Without GPUs, where only tests shard, accelerate cannot send: each process reads for itself.
+    """
+    import torch
+
+    sends = torch.cuda.is_available()
+    return {"sync_module_states": sends, "cpu_ram_efficient_loading": sends, "use_orig_params": False}
+
+
 def make_trainer(p, lora, method, checkpoints, callback):
     """The SFTTrainer of the writeup on this profile's model and rows."""
     from datasets import load_dataset
@@ -93,14 +120,15 @@ def make_trainer(p, lora, method, checkpoints, callback):
     # Before the adapter is made: the trainer's own seed comes after that, and would leave its weights to chance.
     set_seed(p.seed)
     packing.register()
-    model, tokenizer = load_base(method, packing.ATTENTION if p.padding_free else "sdpa")
+    args = sft_config(p, checkpoints)  # before the model is loaded, which must know that it will be sharded
+    model, tokenizer = load_base(method, packing.ATTENTION if p.padding_free else "sdpa", p.sharded)
     modules = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if unknown := [name for name in lora.target_modules if name not in modules]:
         # peft passes over a name as long as another one matches.
         raise UserError(f"params.yaml: lora.target_modules has {unknown[0]!r}, which is no module of this model")
     trainer = SFTTrainer(
         model=model,
-        args=sft_config(p, checkpoints),
+        args=args,
         processing_class=tokenizer,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
@@ -121,7 +149,29 @@ def make_trainer(p, lora, method, checkpoints, callback):
         packing.make_padding_free(trainer)
     if p.compile:
         compile_layers(trainer)
+    if p.sharded:
+        shard(trainer)
     return trainer
+
+
+def shard(trainer):
+    """FSDP of the frozen model by layers, and of each trained matrix; checkpoints hold the whole adapter.
+
+    accelerate would round every buffer to bf16, also the frequencies of the rotary embedding, which say where a token
+    stands, and add up gradients in bf16: both stay fp32, as on one GPU.
+    """
+    import torch
+    from peft.utils.other import fsdp_auto_wrap_policy
+    from torch.distributed.fsdp import MixedPrecision
+
+    plugin = trainer.accelerator.state.fsdp_plugin
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+
+    def plan():  # what the trainer calls before it wraps the model
+        plugin.auto_wrap_policy = fsdp_auto_wrap_policy(trainer.model)
+        plugin.mixed_precision_policy = MixedPrecision(torch.bfloat16, torch.float32, torch.float32)
+
+    trainer._fsdp_qlora_plugin_updates = plan
 
 
 def attention_kernels(p):

@@ -1,6 +1,6 @@
 """
-The report's chapter on fine-tuning, as blocks (stages/page.py): time and loss, what a faster step changes, the
-writeup's string beside the corrected one, what was proven, and style as a number.
+The report's chapter on fine-tuning, as blocks (stages/page.py): time and loss, what a faster step changes, several
+GPUs, several seeds, the writeup's string beside the corrected one, what was proven, and style as a number.
 """
 
 import csv
@@ -60,6 +60,8 @@ def finetuning(ledger, claims):
         found = variants(folder)
         yield from loss_figures(name, folder, found)
         yield from speed(name, found)
+        yield from scaling(name, folder, found)
+        yield from seeds(name, folder, found)
         yield from arms(name, folder, found)
         yield from proven(name, found)
 
@@ -82,9 +84,9 @@ def packs(metrics):
 
 def loss_figures(name, folder, found):
     """One figure for all variants of equally many steps: the learning rate's course depends on their number."""
-    by_steps = {}
+    by_steps, apart = {}, set_apart(found)
     for variant, metrics in found.items():
-        if not packs(metrics) and (rows := loss_rows(folder / "finetune" / variant / "steps.csv")):
+        if variant not in apart and not packs(metrics) and (rows := steps_of(folder, variant)):
             by_steps.setdefault(metrics.get("optimizer_steps"), {})[variant] = rows
     for steps, curves in by_steps.items():
         figure = slug(f"loss-{steps}", name)
@@ -102,14 +104,47 @@ def loss_rows(path):
         return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
 
 
+def recipe_of(found, method):
+    """The variant of a run that is the recipe itself, whole or stopped early; None without one."""
+    return next((f"{method}{end}" for end in ("-short", "-published", "") if f"{method}{end}" in found), None)
+
+
+def groups(found, first, *others):
+    """Lists of variants of one method, as {variant: metrics}, that differ in the settings named and in no other; no two
+    of a list have the same `first`, and it stands in its order."""
+    by_rest = {}
+    for variant, metrics in found.items():
+        settings = {"gpus": 1, "sharded": False} | metrics.get("settings", {})  # runs before there were these settings
+        if first not in settings or "proofs" not in metrics:
+            continue
+        rest = {key: value for key, value in settings.items() if key not in (first, *others)}
+        key = repr([metrics["method"], metrics["proofs"]["effective_batch_rows"], sorted(rest.items())])
+        by_rest.setdefault(key, {}).setdefault(settings[first], variant)
+    return [{of[n]: found[of[n]] for n in sorted(of)} for of in by_rest.values() if len(of) > 1]
+
+
+def gpu_groups(found):
+    """Groups of the same step on one GPU and on several."""
+    several = groups(found, "gpus", "micro_batch", "accumulation")
+    return [group for group in several if next(iter(group.values()))["settings"].get("gpus", 1) == 1]
+
+
+def set_apart(found):
+    """The variants with a table of their own: one step on one GPU and on several, and the same with other seeds."""
+    several = {variant for group in gpu_groups(found) for variant in group}
+    return several | {variant for group in groups(found, "seed") for variant in list(group)[1:]}
+
+
 def speed(name, found):
     """The faster variants beside the recipe of the same run: one machine, the same rows, the same updates."""
     rows, differences = [], []
+    apart = set_apart(found)
     for method in ("lora", "qlora"):
-        recipe = next((f"{method}{end}" for end in ("-short", "-published", "") if f"{method}{end}" in found), None)
+        recipe = recipe_of(found, method)
         for variant, metrics in found.items():
             arm = variant.removeprefix(method)
             faster = variant.startswith(method) and arm not in RECIPES and not arm.startswith("-memory")
+            faster = faster and variant not in apart
             if recipe and (faster or variant == recipe):
                 rows.append([variant, *speed_cells(metrics, found[recipe])])
             if recipe and faster:
@@ -161,6 +196,108 @@ def changed(settings, recipe):
     """The settings that differ from the recipe's, as `micro_batch 1 → 32`."""
     keys = [key for key in settings if key not in STOPPING and settings[key] != recipe.get(key)]
     return ", ".join(f"{key} {recipe.get(key, '—')} → {settings[key]}" for key in keys)
+
+
+def scaling(name, folder, found):
+    """The same optimiser step on one GPU and on several."""
+    for group in gpu_groups(found):
+        one = next(iter(group.values()))
+        if not all(metrics["seconds_per_step_median"] for metrics in group.values()):
+            continue
+        yield ("heading", 3, f"On several GPUs: {name}")
+        exchanged = one["trainable_parameters"] * 4 / 1e6
+        yield (
+            "text",
+            f"The same step of {one['proofs']['effective_batch_rows']} rows, shared out among the GPUs, each of which "
+            "holds the whole model. Speed-up: the median step of one GPU over this one's; efficiency: the speed-up "
+            "over the number of GPUs. The median passes over single slow steps (the slowest one after the first "
+            "stands beside it); tokens/s and utilisation, from one log line to the next, count them. What the "
+            f"processes exchange in a step are the adapter's gradients, {exchanged:,.0f} MB. Where the time of a step "
+            "goes was not measured beyond this table: how much of it is launching kernels, exchanging gradients or "
+            "waiting for the slowest process is not known.",
+        )
+        header = ["variant", "GPUs", "s/step", "speed-up", "efficiency", "slowest step s", "tokens/s", "utilisation",
+                  "tokens a GPU and step", "peak MiB of the first GPU"]  # fmt: skip
+        yield ("table", header, [scaling_row(folder, variant, metrics, one) for variant, metrics in group.items()])
+        keys = "seconds_per_step_median", "tokens_per_second_median"
+        points = [(m["settings"].get("gpus", 1), *(m.get(key) for key in keys)) for m in group.values()]
+        if all(rate for _, _, rate in points):
+            figure = slug(f"scaling-{next(iter(group))}", name)
+            caption = f"One optimiser step on several GPUs: {name}. Ideal: each GPU adds as much as the first."
+            yield ("figure", figure, figures.scaling(figure, points), caption)
+
+
+def scaling_row(folder, variant, metrics, one):
+    """One number of GPUs as table cells; one: the metrics of a single GPU."""
+    gpus, step = metrics["settings"].get("gpus", 1), metrics["seconds_per_step_median"]
+    faster, used = one["seconds_per_step_median"] / step, metrics.get("utilisation")
+    tokens = metrics["trained_tokens"] and round(metrics["trained_tokens"] / metrics["optimizer_steps"] / gpus)
+    slowest = max((row["seconds"] for row in steps_of(folder, variant)[1:] if row["seconds"]), default=None)
+    return [
+        variant,
+        str(gpus),
+        show(step),
+        f"{faster:.2f}x",
+        f"{faster / gpus:.0%}",
+        show(slowest),
+        show(metrics.get("tokens_per_second_median")),
+        "—" if used is None else f"{used:.1%}",
+        show(tokens),
+        show(metrics["memory"]["process_peak_mib"]),
+    ]
+
+
+def seeds(name, folder, found):
+    """The validation losses of the same fine-tuning with other seeds, and how far it is from the recipe."""
+    for group in groups(found, "seed"):
+        losses = {
+            variant: {int(row["step"]): row["eval_loss"] for row in steps_of(folder, variant) if row["eval_loss"]}
+            for variant in group
+        }
+        steps = sorted(set.intersection(*(set(of) for of in losses.values())))
+        if not steps:
+            continue
+        yield ("heading", 3, f"What another seed changes: {name}")
+        yield (
+            "text",
+            "Another seed draws another order of the rows, other first weights of the adapter and other dropout. "
+            "Spread: the largest loss less the smallest. " + from_recipe(folder, found, next(iter(group))),
+        )
+        rows = [
+            [variant, str(metrics["settings"]["seed"]), *(f"{losses[variant][step]:.3f}" for step in steps)]
+            for variant, metrics in group.items()
+        ]
+        spread = [max(of[step] for of in losses.values()) - min(of[step] for of in losses.values()) for step in steps]
+        rows.append(["spread", "—", *(f"{size:.3f}" for size in spread)])
+        header = ["variant", "seed", *(f"validation loss after {step} steps" for step in steps)]
+        yield ("table", header, rows)
+
+
+def from_recipe(folder, found, variant):
+    """How far a variant's losses are from the recipe's with the same seed, where both took equally many steps."""
+    method, settings = found[variant]["method"], found[variant]["settings"]
+    recipe = recipe_of(found, method)
+    steps = found.get(recipe, {}).get("optimizer_steps")
+    for twin, metrics in found.items():
+        other = metrics.get("settings", {})
+        same = metrics.get("method") == method and all(
+            other.get(k) == settings[k] for k in settings if k not in STOPPING
+        )
+        if not same or metrics["optimizer_steps"] != steps or other["seed"] != found[recipe]["settings"]["seed"]:
+            continue
+        ours, theirs = ({row["step"]: row["loss"] for row in steps_of(folder, one)} for one in (twin, recipe))
+        apart = max(abs(ours[step] - theirs[step]) for step in ours if ours[step] and theirs.get(step))
+        ends = [one["eval_loss_best"] for one in (metrics, found[recipe])]
+        return (
+            f"Over the recipe's own {steps} steps, with its seed, {twin} ends {abs(ends[0] - ends[1]):.3f} from it "
+            f"(validation loss {ends[0]:.3f}, recipe {ends[1]:.3f}), and no step's training loss is further than "
+            f"{apart:.3f} from the recipe's."
+        )
+    return ""
+
+
+def steps_of(folder, variant):
+    return loss_rows(folder / "finetune" / variant / "steps.csv")
 
 
 def arms(name, folder, found):

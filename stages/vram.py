@@ -9,7 +9,7 @@ out:  results/<profile>/vram/vram.json   bytes of every term
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stages.allocator import MIB
 from stages.finetune import METHODS, Finetune, Lora, with_arm
@@ -53,6 +53,10 @@ WHERE = {
     "memory runs short; a guess where layers are compiled and rows differ in length",
     "context": "the driver's context and the libraries: measured on an H200, not derived",
 }
+
+# The example of the ZeRO paper that the writeup cites: GPT-2 of 1.5 B parameters (https://arxiv.org/abs/1910.02054,
+# section 3.2), with the published model's 25 heads.
+GPT2_XL = {"layers": 48, "hidden": 1600, "heads": 25, "length": 1024, "batch": 32}
 
 
 @dataclass
@@ -114,6 +118,23 @@ def terms(weights, adapter, gradients, optimizer):
         "optimizer_bytes": optimizer,
     }
     return {**parts, "total_bytes": sum(parts.values())}
+
+
+def gpt_activations(layers, hidden, heads, length, batch):
+    """Bytes that full 16-bit training of a GPT keeps for the backward pass: with every tensor of a layer, without the
+    attention scores (flash attention), with checkpointing of each layer, and by the rule of thumb of the ZeRO paper.
+
+    Tensor by tensor: https://arxiv.org/abs/2205.05198, section 4.1: s b h (34 + 5 a s / h) bytes a layer. The rule, 12
+    numbers for each of a layer's tokens and hidden sizes: https://arxiv.org/abs/1910.02054, footnote of section 3.2.
+    """
+    inputs = batch * length * hidden
+    layer = 34 * inputs + 5 * heads * length**2 * batch
+    return {
+        "whole_bytes": layers * layer,
+        "flash_attention_bytes": layers * 34 * inputs,
+        "checkpointed_bytes": layers * BF16 * inputs + layer,
+        "rule_bytes": layers * 12 * BF16 * inputs,
+    }
 
 
 def kept_bytes(shape, method, lora):
@@ -186,15 +207,21 @@ def training_steps(p, lengths):
     return steps[:left]
 
 
+def rehearsal_plan(p, rows):
+    """(training steps, evaluation batches, steps after which it evaluates) of a fine-tuning on rows of these tokens."""
+    lengths = {part: [min(length, p.max_tokens) for length in rows[part]] for part in ("train", "validation")}
+    steps = training_steps(p, lengths["train"])
+    evaluation = in_batches(lengths["validation"], max(p.micro_batch, 8), p.padding_free)
+    return steps, evaluation, {n for n in range(1, len(steps) + 1) if n % p.eval_steps == 0 or n == len(steps)}
+
+
 def rehearse(config, lora, method, p, rows):
     """The predicted memory of one fine-tuning: {phases, peak_phase, terms, process_bytes, ...}, in bytes.
 
     rows: {"train": [...], "validation": [...]}, the tokens of each row. A phase's `terms` add up to what is allocated
     at its peak; those of the whole are the peak phase's, with the allocator's slack and the context.
     """
-    lengths = {part: [min(length, p.max_tokens) for length in rows[part]] for part in ("train", "validation")}
-    steps = training_steps(p, lengths["train"])
-    evaluation = in_batches(lengths["validation"], max(p.micro_batch, 8), p.padding_free)
+    steps, evaluation, evaluates = rehearsal_plan(p, rows)
     rehearsal, phases = Rehearsal(shape_of(config), setting_of(method, p, lora)), {}
 
     def mark(phase):
@@ -212,7 +239,7 @@ def rehearse(config, lora, method, p, rows):
     for number, step in enumerate(steps, start=1):
         rehearsal.train(step)
         mark("first_step" if number == 1 else "steady")
-        if number % p.eval_steps == 0 or number == len(steps):
+        if number in evaluates:
             for batch in evaluation:
                 rehearsal.evaluate(batch)
             mark("eval")
@@ -235,16 +262,21 @@ def rehearse(config, lora, method, p, rows):
 
 
 def predict_variants(config, lora, p, rows):
-    """{variant: prediction} of every method with every arm; variants that differ in nothing that matters share one."""
+    """{variant: prediction} of every method with every arm; those that rehearse the same steps share one.
+
+    All are drawn with the stage's own seed: another order of the rows is no other setting.
+    """
     found, known = {}, {}
     for variant in [method + arm for arm in ("", *(f"-{arm}" for arm in p.arms)) for method in METHODS]:
         method, patched = with_arm(p, variant)
+        if patched.sharded:
+            found[variant] = {"not_predicted": "each GPU holds a part of the model, for a time a whole layer"}
+            continue
         if state_sizes(patched.optimizer, 1) is None:
             found[variant] = {"not_predicted": f"the state of the optimiser {patched.optimizer} is not known here"}
             continue
-        steps = [patched.packing, patched.micro_batch, patched.accumulation, patched.max_tokens, patched.epochs]
-        lengths = rows[patched.template]
-        key = repr([setting_of(method, patched, lora), *steps, patched.max_steps, patched.eval_steps, lengths])
+        patched, lengths = replace(patched, seed=p.seed), rows[patched.template]
+        key = repr([setting_of(method, patched, lora), *rehearsal_plan(patched, lengths)])
         if key not in known:
             known[key] = rehearse(config, lora, method, patched, lengths)
         found[variant] = known[key]
@@ -305,6 +337,7 @@ def main():
     models[base] = predict(config, lora)
     variants = predict_variants(config, lora, training, read_json(results("dataset") / "tokens.json"))
     numbers = {"r": lora.r, "target_modules": lora.target_modules, "models": models}
+    numbers["activations"] = {"gpt2-xl": {**GPT2_XL, **gpt_activations(**GPT2_XL)}}
     kept = {method: kept_bytes(shape_of(config), method, lora) for method in METHODS}
     numbers["finetune"] = {
         "model": base,

@@ -1,17 +1,19 @@
 """stages/finetune.py with training.py, proofs.py, packing.py: real runs of a tiny model, and what surrounds them."""
 
 import csv
+import json
 import shutil
 import signal
 import subprocess
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 from conftest import FINETUNE as COMMAND
 from conftest import ONE_THREAD, REPO, at_once, only_error, probe, run_in, set_params, variables
 
-from stages.finetune import Finetune, Lora, last_whole_checkpoint, read_steps, summary, with_arm
+from stages.finetune import Finetune, Lora, check_sharded, last_whole_checkpoint, read_steps, summary, with_arm
 from stages.proofs import check
 from stages.stage import UserError, read_json, read_params
 from stages.vram import predict
@@ -102,6 +104,7 @@ def test_a_finished_run_leaves_no_checkpoints(trained, small_tree):
 def afterwards(trained, small_tree, tmp_path_factory):
     """What is tried once the tiny model is trained; see each function or probe."""
     names = ["adapters", "packed", "resumed", "partly_matching_targets", "one_process", "two_processes"]
+    names += ["whole", "sharded"]
     found = at_once(
         partial(probe, small_tree, "venv:pytorch", "adapter", "lora", "qlora"),
         partial(probe, small_tree, "venv:pytorch", "packed"),
@@ -109,6 +112,8 @@ def afterwards(trained, small_tree, tmp_path_factory):
         partial(aim_at_a_missing_module, untrained_copy(small_tree, tmp_path_factory.mktemp("targets"))),
         partial(train_by, 1, untrained_copy(small_tree, tmp_path_factory.mktemp("one"))),
         partial(train_by, 2, untrained_copy(small_tree, tmp_path_factory.mktemp("two"))),
+        partial(train_4_bits, COMMAND, 1, untrained_copy(small_tree, tmp_path_factory.mktemp("whole"))),
+        partial(train_4_bits, SHARDED, 2, untrained_copy(small_tree, tmp_path_factory.mktemp("sharded"))),
     )
     return dict(zip(names, found, strict=True))
 
@@ -150,6 +155,37 @@ def train_by(processes, tree):
     done = run_in(tree, *COMMAND, "lora", environment=ONE_THREAD)
     assert done.returncode == 0, done.stderr[-3000:]
     return tree / "results" / "embedded" / "finetune" / "lora", done.stdout
+
+
+SHARDED = ["containers/run", "venv:pytorch", "python", "-m", "torch.distributed.run", "--standalone"]
+SHARDED += ["--nproc-per-node", "2", "-m", "tests.probes.sharded"]
+
+
+def train_4_bits(command, processes, tree):
+    """QLoRA without dropout, one epoch, by one process with the whole model or two with a part each; 4 rows a step."""
+    rows = {"gpus": processes, "sharded": processes > 1, "micro_batch": 2 // processes}
+    set_params(tree, lora={"dropout": 0.0}, finetune=rows | {"epochs": 1, "gradient_checkpointing": True})
+    done = run_in(tree, *command, "qlora", environment=ONE_THREAD)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return tree / "results" / "embedded" / "finetune" / "qlora"
+
+
+def weights_of(folder):
+    """{name: numbers} of an adapter; a safetensors file is the header's length in 8 bytes, the header, the numbers."""
+    content = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header.pop("__metadata__", None)
+    assert {entry["dtype"] for entry in header.values()} == {"F32"}
+    numbers = np.frombuffer(content[start:], np.float32)
+    ends = {name: [end // 4 for end in entry["data_offsets"]] for name, entry in header.items()}
+    return {name: numbers[slice(*ends[name])].reshape(entry["shape"]) for name, entry in header.items()}
+
+
+def distance(ours, theirs):
+    """How far one adapter is from another, relative to the other's own size; lora_B, which begins at zero, alone."""
+    names = [name for name in theirs if "lora_B" in name]
+    return sum(((ours[n] - theirs[n]) ** 2).sum() for n in names) / sum((theirs[n] ** 2).sum() for n in names)
 
 
 @pytest.fixture
@@ -222,6 +258,26 @@ def test_two_processes_take_the_steps_of_one(afterwards):
     assert found["proofs"]["effective_batch_rows"] == alone["proofs"]["effective_batch_rows"] == 4
     assert found["trained_tokens"] == alone["trained_tokens"]
     assert said.count("step 8 of 8") == 1  # the second process is silent
+
+
+def test_a_sharded_model_in_4_bits_takes_the_steps_of_a_whole_one(afterwards):
+    whole, sharded = afterwards["whole"], afterwards["sharded"]
+    ours, theirs = steps_of(sharded), steps_of(whole)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs] == ["1", "2", "3", "4"]
+    for row, other in zip(ours, theirs, strict=True):
+        for key in ("loss", "grad_norm"):
+            assert float(row[key]) == pytest.approx(float(other[key]), rel=2e-3), (row["step"], key)
+    assert float(ours[-1]["eval_loss"]) == pytest.approx(float(theirs[-1]["eval_loss"]), rel=1e-4)
+    facts, alone = (read_json(folder / "metrics.json")["proofs"] for folder in (sharded, whole))
+    assert facts == alone and facts["four_bit_modules"] == 14 and facts["checkpointing_modules"] > 0
+
+
+def test_the_adapter_of_a_sharded_model_is_saved_whole(afterwards, trained):
+    ours, theirs = weights_of(afterwards["sharded"]), weights_of(afterwards["whole"])
+    assert {name: array.shape for name, array in ours.items()} == {name: array.shape for name, array in theirs.items()}
+    assert distance(ours, theirs) < 1e-3 < 0.1 < distance(weights_of(trained / "qlora"), theirs)  # of two epochs
+    files = [sorted(path.name for path in (afterwards[name] / "adapter").iterdir()) for name in ("sharded", "whole")]
+    assert files[0] == files[1]
 
 
 # Pure functions.
@@ -334,6 +390,33 @@ def test_a_wrong_arm_says_what_to_mend(p, variant, arms, says):
 
 def test_an_integer_does_for_a_float_in_an_arm_too(p):
     assert with_arm(replace(p, arms={"a": {"learning_rate": 1}}), "lora-a")[1].learning_rate == 1
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"gpus": 1}, "finetune.gpus is 1 where qlora is sharded; use 2 or more"),
+        ({"compile": True}, "finetune.compile is true where qlora is sharded; use false"),
+        (
+            {"optimizer": "paged_adamw_8bit"},
+            "finetune.optimizer is paged_adamw_8bit where qlora is sharded; use adamw_torch or adamw_torch_fused",
+        ),
+    ],
+)
+def test_a_sharded_model_without_what_it_needs_is_refused(p, changes, says):
+    good = replace(p, gpus=2, sharded=True)
+    check_sharded(good, "qlora")
+    with pytest.raises(UserError) as error:
+        check_sharded(replace(good, **changes), "qlora")
+    assert str(error.value) == f"params.yaml: {says}"
+    check_sharded(replace(good, **changes, sharded=False), "qlora")
+
+
+def test_no_model_is_sharded_without_gpus(small_tree):
+    done = run_in(small_tree, *COMMAND, "qlora-sharded-2-gpus")
+    assert only_error(done) == (
+        "error: params.yaml: qlora-sharded-2-gpus is sharded over 2 NVIDIA GPUs; this machine has none"
+    )
 
 
 def test_an_unknown_variant_ends_the_stage_in_a_moment_with_one_line(tree):

@@ -113,6 +113,33 @@ def test_own_published_and_reference_figures_stand_in_one_table(pages):
     assert "| h100 | qlora | elyza/ELYZA-japanese-Llama-2-7b-instruct |" in section
 
 
+def outcome(run, verdict, measured=1.0):
+    return {"run": run, "verdict": verdict, "measured": measured}
+
+
+def test_the_reason_of_a_verdict_lists_what_speaks_for_or_against_it_and_not_every_arm():
+    outcomes = [
+        outcome("this checkout", "not comparable", 1.0),
+        outcome("this checkout (published arm)", "not comparable", 2.0),
+        outcome("h200", "reproduced", 3.0),
+        outcome("h200 (short arm)", "reproduced", 4.0),
+        outcome("h200 (tuned arm)", "not comparable", 5.0),
+        outcome("h200 (slow arm)", "not reproduced", 6.0),
+        outcome("h100", "not reproduced", 7.0),
+        outcome("h100 (short arm)", "not reproduced", 8.0),
+        outcome("a100", "not measured", None),
+        outcome("cpu", "not comparable", 9.0),
+    ]
+    claim = outcome("h200", "reproduced", 3.0) | {"reason": "r", "conditions": "c", "note": None, "outcomes": outcomes}
+    assert report.why(claim).splitlines() == [
+        "r",
+        "Conditions: c.",
+        "this checkout: not comparable, 1",
+        "h200 (slow arm): not reproduced, 6",
+        "h100: not reproduced, 7",
+    ]
+
+
 def test_the_same_results_give_the_same_bytes(pages, tmp_path, monkeypatch):
     assert checkout(tmp_path, monkeypatch) == pages[:2]
 
@@ -175,6 +202,45 @@ def test_a_faster_variant_says_which_settings_it_changed(h200):
     fold = h200[0].split("**What differs from the recipe**")[1].split("###")[0]
     changed = row_of(fold, "lora-tuned-24gb")[1]
     assert "micro_batch 1 → 32, accumulation 32 → 1" in changed and "gradient_checkpointing" not in changed
+
+
+def section(text, heading):
+    return text.split(f"### {heading}")[1].split("### ")[0]
+
+
+def test_several_gpus_stand_beside_one_with_speed_up_and_efficiency(h200):
+    chapter, metrics = h200
+    table = section(chapter, "On several GPUs: h200-weightless")
+    one = metrics["lora-tuned-1-gpu"]["seconds_per_step_median"]
+    for variant, gpus in (("lora-tuned-1-gpu", 1), ("lora-tuned-2-gpus", 2), ("lora-tuned-4-gpus", 4)):
+        faster = one / metrics[variant]["seconds_per_step_median"]
+        cells = row_of(table, variant, str(gpus))
+        assert cells[3:5] == [f"{faster:.2f}x", f"{faster / gpus:.0%}"]
+        assert cells[7] == f"{metrics[variant]['utilisation']:.1%}"
+    assert row_of(table, "lora-tuned-2-gpus")[5] == "0.5363"  # a step that the median passes over
+    assert table.count("](scaling-lora-tuned-1-gpu-h200-weightless.svg)") == 1
+
+
+def test_other_seeds_have_their_spread_beside_the_distance_from_the_recipe(h200):
+    chapter, metrics = h200
+    table = section(chapter, "What another seed changes: h200-weightless")
+    best = [metrics[f"lora-tuned{seed}"]["eval_loss_best"] for seed in ("", "-seed-43", "-seed-44")]
+    assert [row_of(table, f"lora-tuned{end}")[-1] for end in ("", "-seed-43", "-seed-44")] == [f"{x:.3f}" for x in best]
+    assert row_of(table, "spread")[-1] == f"{max(best) - min(best):.3f}"
+    apart = abs(metrics["lora-tuned-short"]["eval_loss_best"] - metrics["lora-short"]["eval_loss_best"])
+    assert f"own 21 steps, with its seed, lora-tuned-short ends {apart:.3f} from it" in table.replace("\\", "")
+
+
+def test_what_has_a_table_of_its_own_is_left_out_of_the_speeds_and_loss_curves(h200):
+    chapter, _ = h200
+    speeds = section(chapter, "How fast: h200-weightless")
+    assert "gpu" not in speeds.split("**What differs")[1] and "seed" not in speeds.split("**What differs")[1]
+    assert "| lora-tuned-seed-43 |" not in speeds and "| lora-tuned-1-gpu |" not in speeds
+    assert "(loss-31-" not in chapter and "(loss-111-" in chapter
+
+
+def test_a_run_without_gpus_or_other_seeds_has_neither_table(pages):
+    assert "On several GPUs" not in pages[1] and "What another seed changes" not in pages[1]
 
 
 def test_predicted_memory_stands_beside_the_measured_and_the_published(tmp_path, monkeypatch):

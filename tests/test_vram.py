@@ -5,11 +5,25 @@ import json
 import pytest
 from conftest import REPO, only_error, probe, run_in, set_params, stage
 
+from stages import vram
 from stages.allocator import MIB, Allocator
 from stages.finetune import METHODS
 from stages.rehearsal import Batch, Rehearsal, Setting, state_sizes
 from stages.sizes import TERMS, Node
-from stages.vram import CONTEXT, LIMIT, Finetune, Lora, kept_bytes, predict, rehearse, shape_of, training_steps
+from stages.vram import (
+    CONTEXT,
+    GPT2_XL,
+    LIMIT,
+    Finetune,
+    Lora,
+    gpt_activations,
+    kept_bytes,
+    predict,
+    predict_variants,
+    rehearse,
+    shape_of,
+    training_steps,
+)
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -78,6 +92,19 @@ def test_an_unknown_shape_lists_the_known_ones(tree):
     set_params(tree, vram={"shapes": ["llama-3-8b"]})
     done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.vram")
     assert only_error(done) == "error: params.yaml: vram.shapes has 'llama-3-8b'; use one of llama-2-7b, llama-65b"
+
+
+# Counted by hand from Table 2 of arXiv 2205.05198 and from the rule of thumb of arXiv 1910.02054.
+
+
+def test_the_activations_of_gpt_2_are_those_of_the_published_formulas():
+    found = gpt_activations(**GPT2_XL)
+    assert {name: round(size / 1e9, 1) for name, size in found.items()} == {
+        "whole_bytes": 286.9, "flash_attention_bytes": 85.6, "checkpointed_bytes": 11.0, "rule_bytes": 60.4,
+    }  # fmt: skip
+    twice = gpt_activations(**GPT2_XL | {"length": 2048})
+    assert twice["flash_attention_bytes"] == 2 * found["flash_attention_bytes"]
+    assert 3 * found["whole_bytes"] < twice["whole_bytes"] < 4 * found["whole_bytes"]  # the scores grow by the square
 
 
 # The allocator.
@@ -224,7 +251,7 @@ MEASURED = sorted((REPO / "results" / "reference" / "h200-weightless" / "finetun
 
 def predicted(metrics):
     """The prediction for a measured run's own settings."""
-    p = Finetune(**{"variants": [], "arms": {}, "gpus": 1, "workers": 0} | metrics["settings"])
+    p = Finetune(**{"variants": [], "arms": {}, "gpus": 1, "sharded": False, "workers": 0} | metrics["settings"])
     return rehearse(shape(metrics["shape"]), Lora(**metrics["lora"]), metrics["method"], p, ROWS[p.template])
 
 
@@ -271,7 +298,7 @@ def test_compiled_qlora_keeps_every_weight_that_it_wrote_out_in_bf16(beside):
 def finetune_params(**changes):
     given = {
         "variants": [], "arms": {}, "template": "corrected", "epochs": 1, "max_steps": 0, "micro_batch": 4,
-        "accumulation": 2, "gpus": 1, "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 0,
+        "accumulation": 2, "gpus": 1, "sharded": False, "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 0,
         "optimizer": "adamw_torch", "gradient_checkpointing": False, "padding_free": False, "packing": 0,
         "liger": False, "compile": False, "workers": 0, "max_tokens": 1024, "eval_steps": 10, "logging_steps": 1,
         "seed": 42,
@@ -293,6 +320,23 @@ def test_rows_end_to_end_have_no_padding_and_packed_rows_one_length():
     assert one == [Batch(1, 18, False)]
     packed = training_steps(finetune_params(packing=64, micro_batch=2, max_steps=2, accumulation=1), [100] * 20)
     assert packed == [[Batch(2, 64, False)]] * 2
+
+
+def test_variants_of_the_same_steps_are_rehearsed_once_whatever_their_seed_and_where_they_would_stop(monkeypatch):
+    rehearsed = []
+
+    def note(config, lora, method, p, rows):
+        rehearsed.append((method, p.seed, p.max_steps, p.micro_batch))
+        return {"number": len(rehearsed)}
+
+    monkeypatch.setattr(vram, "rehearse", note)
+    arms = {"seed": {"seed": 7}, "late": {"max_steps": 90}, "early": {"max_steps": 1}, "parts": {"sharded": True}}
+    rows = {"corrected": {"train": list(range(10, 42)), "validation": [5] * 8}}  # 32 rows, 8 a step
+    found = predict_variants({}, Lora(4, 8, 0.1, ALL), finetune_params(arms=arms), rows)
+    assert rehearsed == [("lora", 42, 0, 4), ("qlora", 42, 0, 4), ("lora", 42, 1, 4), ("qlora", 42, 1, 4)]
+    assert found["lora-seed"] == found["lora-late"] == found["lora"] == {"number": 1}
+    assert found["qlora-early"] == {"number": 4}
+    assert "part of the model" in found["qlora-parts"]["not_predicted"]
 
 
 def test_an_optimiser_of_unknown_state_is_said_and_not_guessed(small_tree, tree):
@@ -329,7 +373,10 @@ def test_every_method_and_arm_has_terms_that_add_up_to_the_process(small_tree):
     written = json.loads((stage(small_tree, "venv:tools", "vram") / "vram.json").read_text())["finetune"]
     arms = ("", "-published", "-tuned", "-memory-1x2048")
     assert {method + arm for method in METHODS for arm in arms} <= written["variants"].keys()
-    for entry in written["variants"].values():
+    predicted = {name: entry for name, entry in written["variants"].items() if "not_predicted" not in entry}
+    sharded = {f"{method}-sharded-{gpus}-gpus" for method in METHODS for gpus in (2, 4)}
+    assert written["variants"].keys() - predicted.keys() == sharded
+    for entry in predicted.values():
         assert sum(entry["terms"].values()) == entry["process_bytes"]
         assert entry["terms"]["context"] == CONTEXT == written["context_bytes"]
         for phase in entry["phases"].values():

@@ -20,7 +20,7 @@ from stages.chat import Chat, answer
 from stages.dataset import prompt_text
 from stages.finetune import Finetune, with_arm
 from stages.stage import UserError, load_yaml, read_json, read_params, results, run
-from stages.training import load_base
+from stages.training import load_to_answer
 
 HISTORY = "Each question is answered on its own: the model was trained on single turns and is shown no earlier ones."
 KEYS = "Ctrl-C stops an answer. Ctrl-C or Ctrl-D at the prompt ends the talk."
@@ -136,7 +136,7 @@ def load(method, folder):
     """(model, tokenizer) with the adapter of that folder, if any."""
     from peft import PeftModel
 
-    model, tokenizer = load_base(method)
+    model, tokenizer = load_to_answer(method)
     return (PeftModel.from_pretrained(model, folder) if folder else model).eval(), tokenizer
 
 

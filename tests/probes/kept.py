@@ -112,7 +112,7 @@ def random_case(draw):
 def as_trained(config, changes, adapter, method):
     """(trainer, its model as it trains) of a case."""
 
-    def random_base(method, attention="sdpa"):
+    def random_base(method, attention="sdpa", sharded=False):
         torch.manual_seed(0)
         llama = AutoModelForCausalLM.from_config(
             LlamaConfig(**config), dtype=torch.bfloat16, attn_implementation=attention

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from stages.chat import Chat, answer
 from stages.dataset import prompt_text, read_rows
 from stages.stage import read_params, results
-from stages.training import load_base
+from stages.training import load_to_answer
 from tools.chat import Stream
 
 QUESTIONS = ["犬は好き?", "caf?"]
@@ -26,7 +26,7 @@ class Value(list):
 
 
 def answers(folder, template):
-    model, tokenizer = load_base("qlora" if folder == "qlora" else "lora")
+    model, tokenizer = load_to_answer("qlora" if folder == "qlora" else "lora")
     if folder:
         model = PeftModel.from_pretrained(model, results("finetune") / folder / "adapter")
     texts = [prompt_text(template, "", question) for question in QUESTIONS]
