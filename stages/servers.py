@@ -146,7 +146,48 @@ class Vllm:
         return f"vLLM {answer('/version')['version']}", False
 
 
-SERVERS = {"triton": Triton, "vllm": Vllm}
+@dataclass
+class Trtllm:
+    """trtllm-serve with its PyTorch backend, OpenAI-compatible; a request names its adapter in `lora_request`."""
+
+    model: str  # base or lora
+    ready = URL + "/health"
+    ports = (8000,)
+    metrics = URL + "/metrics"  # JSON, not Prometheus: no counters are read from it
+    counters = {}
+    gauges = {}
+
+    @property
+    def built(self):
+        return read_json(results("trtllm_serve") / self.model / "serve.json")
+
+    @property
+    def served(self):
+        return [results("trtllm_serve") / self.model, *map(Path, self.built["adapters"].values())]
+
+    def not_built(self):
+        return self.built["not_built"]
+
+    def command(self, options):
+        """`options` are vLLM's; this server's stand in params.yaml: trtllm_serve."""
+        return self.built["command"]
+
+    def client(self, p, output_tokens):
+        extra = {"ignore_eos": True, "min_tokens": output_tokens} if p.pinned else {}
+        if self.model == "lora":
+            extra["lora_request"] = {"lora_name": "1", "lora_int_id": 1, "lora_path": self.built["adapters"]["1"]}
+        return {
+            "model": "model",  # the name of the folder that is served
+            "url": URL,
+            "endpoint-type": p.endpoint,
+            "extra-inputs": json.dumps(extra | {"temperature": 0}),
+        }
+
+    def engine(self):
+        return f"TensorRT-LLM {answer('/version')['version']} (trtllm-serve)", False
+
+
+SERVERS = {"triton": Triton, "vllm": Vllm, "trtllm": Trtllm}
 OURS = ("base", "lora")  # models of this pipeline; any other is SHAPE:FORMAT
 
 
