@@ -1,5 +1,5 @@
 # Names for people. What depends on what stands in dvc.yaml.
-.PHONY: help reproduce profile report chat rulers publish test check lock
+.PHONY: help reproduce doctor profile report chat rulers publish test check lock
 TOOLS = containers/run venv:tools
 
 help:       ## this list
@@ -9,6 +9,8 @@ reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 9 to 14 m
 	@$(TOOLS) python -m tools.preflight
 	@$(TOOLS) dvc repro
 	@$(TOOLS) python -m tools.verdicts
+doctor:     ## seconds: what PROFILE=... needs and what this machine has, as a checklist
+	@$(TOOLS) python -m tools.doctor $(PROFILE)
 profile:    ## seconds: write PROFILE=embedded|weightless|writeup into params.yaml
 	@$(TOOLS) python -m tools.profile $(PROFILE)
 report:     ## seconds, no model: tables, figures and verdicts from the committed references and this checkout's run

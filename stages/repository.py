@@ -1,8 +1,10 @@
 """
 One Triton model repository, in the layout of NVIDIA's inflight_batcher_llm: ensemble, preprocessing, postprocessing,
 tensorrt_llm, tensorrt_llm_bls. What sits in the tensorrt_llm slot is the engine of params.yaml.
+python -m stages.repository MODEL IMAGE, with MODEL base or lora
 
-in:   results/<profile>/base_model/model, and for MODEL=lora results/<profile>/finetune/<method>/adapter
+in:   results/<profile>/base_model/model, and for MODEL=lora results/<profile>/finetune/<method>/adapter;
+      for TensorRT-LLM results/<profile>/engine, and results/<profile>/adapter instead of the latter
 out:  results/<profile>/repository/MODEL/models/           for `tritonserver --model-repository`
       results/<profile>/repository/MODEL/adapters/<id>/    the adapter that answers lora_task_id <id>
       results/<profile>/repository/MODEL/repository.json   engine (and whether it is a stand-in), adapters by task id
@@ -16,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from stages.images import architecture, engines, in_image, rebuild
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
 
 TEMPLATES = Path("containers/triton/model_repository")
+SKELETON = "/app/all_models/inflight_batcher_llm"
+FILL_TEMPLATE = "/app/tools/fill_template.py"
 LOCK = Path("containers/triton/requirements.txt")
 MODELS = ("base", "lora")
 # From 1: NVIDIA's client drops a task id of 0, and the stand-in reads 0 as the base model.
@@ -30,6 +35,7 @@ MAX_SEQUENCE_TOKENS = 2048
 @dataclass
 class Repository:
     engine: str
+    engine_variant: str
     max_batch_size: int
     instances: int
     streaming: bool
@@ -103,11 +109,91 @@ def write_transformers(p, out, model):
     }
 
 
+def filled(engine, tokenizer, p, prefetch):
+    """{model: {placeholder: value}} for the skeleton, from what the engine says of itself."""
+    batch = {"triton_max_batch_size": engine["max_batch_size"]}
+    logits = {"logits_datatype": {"float16": "TYPE_FP16", "float32": "TYPE_FP32"}[engine["logits_dtype"]]}
+    decoupled = {"decoupled_mode": str(p.streaming).lower()}
+    return {
+        "ensemble": {**batch, **logits},
+        "preprocessing": {**batch, "tokenizer_dir": tokenizer, "preprocessing_instance_count": p.instances},
+        "postprocessing": {
+            **batch,
+            "tokenizer_dir": tokenizer,
+            # With more than one, the pieces of a stream come out of order.
+            "postprocessing_instance_count": 1 if p.streaming else p.instances,
+        },
+        "tensorrt_llm": {
+            **batch,
+            **logits,
+            **decoupled,
+            "triton_backend": "tensorrtllm",
+            "engine_dir": (results("engine") / p.engine_variant / "engine").resolve(),
+            "batching_strategy": "inflight_fused_batching",
+            "max_queue_delay_microseconds": 0,
+            "max_queue_size": 0,
+            "encoder_input_features_data_type": "TYPE_FP16",
+            # A prompt that comes twice would be faster the second time, on one server only.
+            "enable_kv_cache_reuse": "false",
+            **({"lora_prefetch_dir": prefetch.resolve()} if prefetch else {}),
+        },
+        "tensorrt_llm_bls": {**batch, **logits, **decoupled, "bls_instance_count": p.instances},
+    }
+
+
+def substitutions(values):
+    """fill_template.py's text, key:value with commas between: it splits, and takes backslashes away, twice."""
+    pairs = (f"{key}:{escaped(value, ':')}" for key, value in values.items())
+    return ",".join(escaped(pair, ",") for pair in pairs)
+
+
+def escaped(text, delimiter):
+    return re.sub(rf"([\\{delimiter}])", r"\\\1", str(text))
+
+
+def check_filled(path):
+    """UserError when a placeholder is left that Triton cannot read; inside quotes one counts as not set."""
+    bare = re.sub(r'"[^"\n]*"', "", path.read_text())
+    if left := sorted(set(re.findall(r"\$\{(\w+)\}", bare))):
+        raise UserError(f"{path}: {', '.join(left)} not filled in; this skeleton is another than the one written for")
+
+
 def write_tensorrtllm(p, out, model):
-    raise UserError(
-        "params.yaml: repository.engine is 'tensorrtllm'; its engine is built in the TensorRT-LLM container, "
-        "and that stage does not exist yet: use transformers, or none"
-    )
+    """A fresh copy of the image's skeleton, filled in by the image's own fill_template.py."""
+    image, built = sys.argv[2], engines()
+    if p.engine_variant not in built:
+        raise UserError(
+            f"params.yaml: repository.engine_variant is {p.engine_variant!r}; "
+            f"built are {', '.join(built) or 'none'}: engine.variants and engine.route say which"
+        )
+    engine = built[p.engine_variant]
+    if reason := rebuild(engine, architecture(), image):
+        raise UserError(f"engine {p.engine_variant}: {reason}; `dvc repro engine@{p.engine_variant}` builds it anew")
+    prefetch, tasks = None, {}
+    if model == "lora":
+        prefetch = results("adapter")
+        tasks = {task: one["adapter"] for task, one in read_json(prefetch / "adapter.json")["adapters"].items()}
+        if not tasks or any(not task.isdigit() or int(task) < 1 for task in tasks):
+            raise UserError(f"{prefetch}: task ids {', '.join(tasks) or 'none'}; the server wants folders named from 1")
+
+    log = out / "repository.log"
+    in_image(image, ["cp", "-r", SKELETON, (out / "models").resolve()], log)
+    for name, values in filled(engine, (results("base_model") / "model").resolve(), p, prefetch).items():
+        config = out / "models" / name / "config.pbtxt"
+        if "${prompt_embedding_table_data_type}" in config.read_text():  # in some versions of the skeleton
+            values["prompt_embedding_table_data_type"] = "TYPE_FP16"
+        in_image(image, ["python3", FILL_TEMPLATE, "-i", config.resolve(), substitutions(values)], log)
+        check_filled(config)
+    return {
+        "engine": f"TensorRT-LLM {engine['tensorrt_llm']}",
+        "engine_is_stand_in": False,
+        "stands_in_for": None,
+        "engine_variant": p.engine_variant,
+        "max_batch_size": engine["max_batch_size"],
+        "world_size": engine["tp_size"],
+        "adapters": tasks,
+        "not_built": None,
+    }
 
 
 def write_nothing(p, out, model):
@@ -125,8 +211,8 @@ ENGINES = {"transformers": write_transformers, "tensorrtllm": write_tensorrtllm,
 
 
 def main():
-    if len(sys.argv) != 2 or sys.argv[1] not in MODELS:
-        raise UserError(f"usage: python -m stages.repository MODEL, with MODEL one of {', '.join(MODELS)}")
+    if len(sys.argv) != 3 or sys.argv[1] not in MODELS:
+        raise UserError(f"usage: python -m stages.repository MODEL IMAGE, with MODEL one of {', '.join(MODELS)}")
     model = sys.argv[1]
     p = read_params(Repository)
 

@@ -50,7 +50,9 @@ class Triton:
         # A client that was stopped leaves its request in flight in Triton 2.51's ensembles: do not wait long for it.
         memory = f"python,shm-region-prefix-name={SHARED_MEMORY}"
         words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 10, "backend-config": memory}
-        return ["tritonserver", *flags(words)]
+        if self.built["engine_is_stand_in"]:
+            return ["tritonserver", *flags(words)]
+        return mpirun(words | {"disable-auto-complete-config": True}, self.built["world_size"])
 
     def client(self, p, output_tokens):
         """genai-perf's options for this server; a pinned length is exactly `output_tokens`, greedily."""
@@ -68,6 +70,19 @@ class Triton:
         built = self.built
         note = f" (stand-in for {built['stands_in_for']})" if built["engine_is_stand_in"] else ""
         return f"{built['engine']} behind Triton {answer('/v2')['version']}{note}", built["engine_is_stand_in"]
+
+
+def mpirun(words, world_size):
+    """What launch_triton_server.py starts and leaves behind, here in the foreground: a tritonserver a GPU.
+
+    All but the first load the engine alone; each has shared memory of its own.
+    """
+    command = ["mpirun", "--allow-run-as-root"]
+    for rank in range(world_size):
+        own = {"backend-config": f"{words['backend-config']}{rank}_"}
+        only = {"model-control-mode": "explicit", "load-model": "tensorrt_llm"} if rank else {}
+        command += ["-n", "1", "/opt/tritonserver/bin/tritonserver", *flags(words | own | only), ":"]
+    return command
 
 
 @dataclass
@@ -131,7 +146,48 @@ class Vllm:
         return f"vLLM {answer('/version')['version']}", False
 
 
-SERVERS = {"triton": Triton, "vllm": Vllm}
+@dataclass
+class Trtllm:
+    """trtllm-serve with its PyTorch backend, OpenAI-compatible; a request names its adapter in `lora_request`."""
+
+    model: str  # base or lora
+    ready = URL + "/health"
+    ports = (8000,)
+    metrics = URL + "/metrics"  # JSON, not Prometheus: no counters are read from it
+    counters = {}
+    gauges = {}
+
+    @property
+    def built(self):
+        return read_json(results("trtllm_serve") / self.model / "serve.json")
+
+    @property
+    def served(self):
+        return [results("trtllm_serve") / self.model, *map(Path, self.built["adapters"].values())]
+
+    def not_built(self):
+        return self.built["not_built"]
+
+    def command(self, options):
+        """`options` are vLLM's; this server's stand in params.yaml: trtllm_serve."""
+        return self.built["command"]
+
+    def client(self, p, output_tokens):
+        extra = {"ignore_eos": True, "min_tokens": output_tokens} if p.pinned else {}
+        if self.model == "lora":
+            extra["lora_request"] = {"lora_name": "1", "lora_int_id": 1, "lora_path": self.built["adapters"]["1"]}
+        return {
+            "model": "model",  # the name of the folder that is served
+            "url": URL,
+            "endpoint-type": p.endpoint,
+            "extra-inputs": json.dumps(extra | {"temperature": 0}),
+        }
+
+    def engine(self):
+        return f"TensorRT-LLM {answer('/version')['version']} (trtllm-serve)", False
+
+
+SERVERS = {"triton": Triton, "vllm": Vllm, "trtllm": Trtllm}
 OURS = ("base", "lora")  # models of this pipeline; any other is SHAPE:FORMAT
 
 

@@ -128,19 +128,28 @@ def push_small_image(made, folder, name):
 
     Its entrypoint fails, so whatever runs in it has set the entrypoint aside.
     """
-    root = folder / "root"
-    for program in PROGRAMS:
-        copy_into(root, shutil.which(program), f"bin/{program}")
-        for word in subprocess.run(["ldd", shutil.which(program)], capture_output=True, text=True).stdout.split():
+    return push_image(
+        made, folder / "root", f"{name}:1", {shutil.which(program): f"bin/{program}" for program in PROGRAMS}
+    )
+
+
+def push_image(made, root, name, programs):
+    """Make an image NAME:TAG of what is under `root`, with programs of this machine and the libraries they load.
+
+    programs: {path here: path inside}. It goes into the registry only; returns NAME:TAG@sha256:DIGEST.
+    """
+    for program in programs:
+        copy_into(root, program, programs[program])
+        for word in subprocess.run(["ldd", program], capture_output=True, text=True).stdout.split():
             if word.startswith("/"):
                 copy_into(root, word, word.lstrip("/"))
     tar = subprocess.run(["tar", "-C", root, "-c", "."], check=True, stdout=subprocess.PIPE).stdout
-    words = ["docker", "import", "--change", 'ENTRYPOINT ["/bin/sh", "-c", "exit 99"]', "-", f"{name}:1"]
+    words = ["docker", "import", "--change", 'ENTRYPOINT ["/bin/sh", "-c", "exit 99"]', "-", name]
     subprocess.run(words, env={**os.environ, "DOCKER_HOST": made.host}, input=tar, check=True, stdout=subprocess.PIPE)
-    made.docker("push", f"{name}:1", stderr=subprocess.STDOUT)
-    digest = made.docker("inspect", "--format", "{{index .RepoDigests 0}}", f"{name}:1").split("@")[1]
-    made.docker("rmi", "--force", f"{name}:1")
-    return f"{name}:1@{digest}"
+    made.docker("push", name, stderr=subprocess.STDOUT)
+    digest = made.docker("inspect", "--format", "{{index .RepoDigests 0}}", name).split("@")[1]
+    made.docker("rmi", "--force", name)
+    return f"{name}@{digest}"
 
 
 def copy_into(root, source, inside):

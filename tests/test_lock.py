@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from stages.stage import UserError
-from tools.lock import compile_command, resolve_command, with_digests, with_locks
+from tools.lock import compile_command, recorded, resolve_command, with_digests, with_locks
 
 KNOWN = "a" * 64
 TEXT = f"""\
@@ -37,6 +37,33 @@ def test_a_tag_that_has_moved_is_told_and_the_known_image_stays():
 def test_an_image_that_cannot_be_reached_stays_unresolved():
     text, told = with_digests(TEXT, resolver())
     assert text == TEXT and all(line.endswith("could not be reached, left as it is") for line in told)
+
+
+# As registries answer: an index with two machines and an attestation, and what an image for one machine has.
+INDEX = {
+    "manifests": [
+        {"digest": "sha256:amd", "platform": {"os": "linux", "architecture": "amd64"}},
+        {"digest": "sha256:arm", "platform": {"os": "linux", "architecture": "arm64"}},
+        {"digest": "sha256:att", "platform": {"os": "unknown", "architecture": "unknown"}},
+    ]
+}
+MANIFESTS = {
+    f"example.org/a@sha256:{KNOWN}": INDEX,
+    "example.org/a@sha256:amd": {"layers": [{"size": 9_000_000_000}, {"size": 500_000_000}]},
+    "example.org/a@sha256:arm": {"layers": [{"size": 8_000_000_000}]},
+}
+
+
+def test_an_image_is_recorded_once_with_date_architectures_and_packed_size():
+    first = recorded({}, TEXT, MANIFESTS.get, "2026-01-02")
+    assert first == {
+        "example.org/a:1": {"digest": f"sha256:{KNOWN}", "resolved": "2026-01-02", "gb": {"amd64": 9.5, "arm64": 8.0}}
+    }
+    assert recorded(first, TEXT, {}.get, "2026-03-04") == first  # nobody is asked again, and the date stays
+    other = TEXT.replace(KNOWN, "d" * 64)
+    one = recorded(first, other, {f"example.org/a@sha256:{'d' * 64}": {"layers": [{"size": 10**9}]}}.get, "2026-03-04")
+    assert one["example.org/a:1"] == {"digest": f"sha256:{'d' * 64}", "resolved": "2026-03-04", "gb": {"unknown": 1.0}}
+    assert recorded({}, TEXT, {}.get, "2026-03-04") == {}  # a registry that does not answer
 
 
 def test_an_environment_gets_the_hash_of_its_lock_and_a_stale_one_is_replaced(tmp_path, monkeypatch):

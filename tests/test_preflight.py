@@ -1,12 +1,16 @@
 """tools/preflight.py: what a run takes, before it starts."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 from conftest import only_error, run_in, set_params
 
-from tools.preflight import Estimate, missing_images, missing_resources
+from stages.engine import Engine
+from stages.finetune import Lora
+from stages.stage import load_yaml, write_json
+from tools.preflight import Estimate, misfit_engine, missing_images, missing_resources
 
 NEEDS = Estimate(minutes=240, disk_gb=150.0, memory_gb=64.0, gpu_memory_gb=80.0)
 H200 = {"name": "NVIDIA H200", "memory_mib": 143771, "driver": "570.86.15"}
@@ -78,7 +82,7 @@ def test_make_reproduce_lists_all_that_is_missing_and_starts_nothing(tree, tmp_p
     assert done.returncode != 0 and "Traceback" not in done.stderr
     said = [line.strip() for line in done.stderr.splitlines()]
     assert said[0] == "error: profile writeup cannot run here:"
-    for start in ("Docker: ", "image: nvcr.io/", "engine: ", "disk: ", "memory: ", "GPU: "):
+    for start in ("Docker: ", "image: nvcr.io/", "disk: ", "memory: ", "GPU: "):
         assert [line for line in said if line.startswith(start)], (start, said)
     assert not (tree / "results" / "writeup").exists()
     assert (tree / "dvc.lock").read_bytes() == Path("dvc.lock").read_bytes()
@@ -94,6 +98,32 @@ def test_enough_of_everything_gives_one_line_with_the_estimate(tree, tmp_path):
         "profile embedded: a whole run takes about 12 min, 0.5 GB of disk and 0.5 GB of memory; "
         "what is up to date is skipped\n"
     )
+
+
+def test_an_engine_that_could_not_take_the_adapters_is_said_before_the_training(tree, tmp_path):
+    assert run_in(tree, "make", "profile", "PROFILE=writeup").returncode == 0
+    set_params(tree, lora={"r": 16}, engine={"lora_target_modules": ["attn_q", "attn_k", "attn_v", "attn_dense"]})
+    done = run_in(tree, "make", "reproduce", environment=without_docker(tmp_path))
+    said = [line.strip() for line in done.stderr.splitlines()]
+    fit = "engine corrected: the adapters do not fit: "
+    assert f"{fit}rank 16 is above engine.max_lora_rank 8" in said
+    assert f"{fit}up_proj is mlp_gate there, which is not in engine.lora_target_modules" in said
+
+
+def test_an_engine_needs_as_many_gpus_as_share_it():
+    engine = Engine(**load_yaml("params.yaml")["engine"] | {"route": "quantize", "variants": ["corrected", "two-gpus"]})
+    lora = Lora(**load_yaml("params.yaml")["lora"])
+    assert misfit_engine(engine, lora, 1) == ["engine two-gpus: engine.tp_size is 2, this machine has 1 GPUs"]
+    assert misfit_engine(engine, lora, 2) == []
+    assert misfit_engine(dataclasses.replace(engine, route="none"), lora, 1) == []
+
+
+def test_an_engine_that_was_built_for_another_machine_is_said_to_be_rebuilt(tree, tmp_path):
+    key = {"tensorrt_llm": "1.0.0", "gpu": "sm_90", "image": load_yaml("containers/images.yaml")["images"]["triton"]}
+    write_json(tree / "results/embedded/engine/corrected/engine.json", {"not_built": None, "key": key})
+    command = ["containers/run", "venv:tools", "python", "-m", "tools.preflight"]
+    done = run_in(tree, *command, environment=without_docker(tmp_path))
+    assert "engine corrected: rebuild: built for sm_90 with TensorRT-LLM 1.0.0, found " in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("value", ["lots", None])

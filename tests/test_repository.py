@@ -3,12 +3,15 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import REPO, only_error, run_in, set_params
+from contracts import Contract
+from doubles import host_doubles
 
-from stages.repository import Repository, render
+from stages.repository import Repository, check_filled, render, substitutions
 from stages.stage import UserError
 
 # name -> (type, dims), as facts about NVIDIA's inflight_batcher_llm: what its clients may send, and get.
@@ -55,10 +58,10 @@ def made(tree, tmp_path):
 
     def run(model, **parameters):
         set_params(tree, repository=parameters)
-        run.done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.repository", model)
+        run.done = run_in(tree, sys.executable, "-m", "stages.repository", model, "host:", environment=run.environment)
         return results / "repository" / model
 
-    run.results = results
+    run.results, run.environment = results, None
     return run
 
 
@@ -135,7 +138,7 @@ def test_without_an_engine_the_result_says_that_nothing_was_built(made):
     [
         (
             {"engine": "tensorrtllm"},
-            "repository.engine is 'tensorrtllm'; its engine is built in the TensorRT-LLM container",
+            "repository.engine_variant is 'corrected'; built are none: engine.variants and engine.route say which",
         ),
         ({"engine": "vllm"}, "repository.engine is 'vllm'; use one of transformers, tensorrtllm, none"),
         ({"streaming": False}, "repository.streaming is false; the transformers engine batches only in decoupled mode"),
@@ -164,7 +167,7 @@ def test_a_placeholder_without_a_value_is_named():
 
 def test_unknown_parameters_are_refused():
     with pytest.raises(TypeError):
-        Repository(engine="none", max_batch_size=1, instances=1, streaming=True, batching="v1")
+        Repository(engine="none", engine_variant="a", max_batch_size=1, instances=1, streaming=True, batching="v1")
 
 
 BOS_SCRIPT = """
@@ -198,3 +201,117 @@ def test_a_prompt_gets_the_bos_of_the_tokenizers_convention_and_never_two(base_m
     without, with_bos = done.stdout.splitlines()
     assert without == "[[19556], [1, 19556]] 2"
     assert with_bos == "[[1, 19556], [1, 19556]] 2"
+
+
+# TensorRT-LLM's own skeleton, filled in.
+
+ENGINE = {
+    "not_built": None, "key": {"tensorrt_llm": "1.0.0", "gpu": "sm_90", "image": "host:"}, "tensorrt_llm": "1.0.0",
+    "max_batch_size": 4, "logits_dtype": "float16", "tp_size": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tensorrt(made, tmp_path):
+    """made(), with an engine, converted adapters and the doubles of the image's tools."""
+    made.environment = host_doubles(tmp_path / "shims")
+    for name, content in {
+        "engine/corrected/engine.json": ENGINE,
+        "adapter/adapter.json": {"adapters": {"1": {"adapter": "a"}, "2": {"adapter": "b"}}},
+    }.items():
+        (made.results / name).parent.mkdir(parents=True)
+        (made.results / name).write_text(json.dumps(content))
+
+    def run(model, **parameters):
+        return made(model, **({"engine": "tensorrtllm", "instances": 4} | parameters))
+
+    run.made, run.skeleton = made, tmp_path / "shims" / "skeleton"
+    return run
+
+
+def values_of(out, model):
+    text = (out / "models" / model / "config.pbtxt").read_text()
+    quoted = dict(re.findall(r'key: "(\w+)" value: { string_value: "([^"]*)" }', text))
+    return text, {key: value for key, value in quoted.items() if not value.startswith("${")}
+
+
+def test_the_skeleton_is_filled_with_what_the_engine_says_of_itself(tensorrt):
+    out = tensorrt("lora")
+    assert tensorrt.made.done.returncode == 0, tensorrt.made.done.stderr
+    text, values = values_of(out, "tensorrt_llm")
+    results = tensorrt.made.results
+    assert values == {
+        "engine_dir": str(results / "engine" / "corrected" / "engine"),
+        "batching_strategy": "inflight_fused_batching",
+        "lora_prefetch_dir": str(results / "adapter"),
+        "enable_kv_cache_reuse": "false",
+    }
+    assert "max_batch_size: 4" in text and "decoupled_mode_here: true" in text
+    assert "logits_datatype_here: TYPE_FP16" in text
+    assert "bls_instance_count_here: 4" in values_of(out, "tensorrt_llm_bls")[0]
+    # Several postprocessings would let the pieces of a stream overtake each other.
+    assert "postprocessing_instance_count_here: 1" in values_of(out, "postprocessing")[0]
+    written = json.loads((out / "repository.json").read_text())
+    assert (written["engine"], written["engine_is_stand_in"]) == ("TensorRT-LLM 1.0.0", False)
+    assert (written["world_size"], written["max_batch_size"]) == (2, 4)
+    assert written["adapters"] == {"1": "a", "2": "b"}
+
+
+def test_without_adapters_there_is_nothing_to_prefetch_and_without_streaming_no_decoupling(tensorrt):
+    out = tensorrt("base", streaming=False)
+    text, values = values_of(out, "tensorrt_llm")
+    assert "lora_prefetch_dir" not in values and "decoupled_mode_here: false" in text
+    assert "postprocessing_instance_count_here: 4" in values_of(out, "postprocessing")[0]
+
+
+def test_an_engine_with_float32_logits_gets_their_type(tensorrt):
+    path = tensorrt.made.results / "engine/corrected/engine.json"
+    path.write_text(json.dumps(ENGINE | {"logits_dtype": "float32"}))
+    assert "logits_datatype_here: TYPE_FP32" in values_of(tensorrt("base"), "ensemble")[0]
+
+
+def test_a_placeholder_of_some_versions_is_filled_where_it_is_there(tensorrt):
+    config = tensorrt.skeleton / "tensorrt_llm" / "config.pbtxt"
+    config.write_text(config.read_text() + "data_type: ${prompt_embedding_table_data_type}\n")
+    text, _ = values_of(tensorrt("base"), "tensorrt_llm")
+    assert "data_type: TYPE_FP16" in text
+
+
+def test_a_skeleton_with_a_placeholder_that_nobody_fills_is_refused(tensorrt):
+    config = tensorrt.skeleton / "ensemble" / "config.pbtxt"
+    config.write_text(config.read_text() + "new: ${of_a_newer_version}\n")
+    tensorrt("base")
+    assert "of_a_newer_version not filled in; this skeleton is another" in only_error(tensorrt.made.done)
+
+
+def test_an_engine_for_another_gpu_is_not_served(tensorrt):
+    tensorrt.made.environment["GPU"] = "8.9"
+    tensorrt("base")
+    assert only_error(tensorrt.made.done) == (
+        "error: engine corrected: rebuild: built for sm_90 with TensorRT-LLM 1.0.0, found sm_89; "
+        "`dvc repro engine@corrected` builds it anew"
+    )
+
+
+@pytest.mark.parametrize("task", ["0", "lora"])
+def test_an_adapter_that_the_server_would_skip_is_refused(tensorrt, task):
+    path = tensorrt.made.results / "adapter" / "adapter.json"
+    path.write_text(json.dumps({"adapters": {task: {"adapter": "a"}}}))
+    tensorrt("lora")
+    assert f"task ids {task}; the server wants folders named from 1" in only_error(tensorrt.made.done)
+
+
+def test_values_reach_fill_template_whatever_they_hold(tmp_path):
+    values = {"engine_dir": "/a,b:c\\d", "gpu_device_ids": "0,1", "batching_strategy": "V1", "triton_backend": "python",
+              "triton_max_batch_size": "4", "decoupled_mode": "true", "logits_datatype": "TYPE_FP32",
+              "encoder_input_features_data_type": "TYPE_FP16"}  # fmt: skip
+    assert Contract("fill_template").fill("tensorrt_llm", substitutions(values))[0] == values
+
+
+def test_a_placeholder_in_quotes_counts_as_not_set(tmp_path):
+    config = tmp_path / "config.pbtxt"
+    config.write_text('a: "${optional}"\nb: 3\n')
+    check_filled(config)
+    config.write_text('a: "x"\nb: ${needed}\n')
+    with pytest.raises(UserError, match="needed not filled in"):
+        check_filled(config)

@@ -3,11 +3,13 @@ Lock the environments anew and resolve image tags to digests: python -m tools.lo
 
 in:   containers/*/requirements.in, excludes.txt; containers/images.yaml
 out:  containers/*/requirements.txt with hashes; containers/images.yaml with the locks' own hashes, and with digests for
-      the images that had none
+      the images that had none; containers/images.json with the date, the architectures and the size of each
 A digest that is known is never overwritten: when its tag has moved, that is said, and the known image stays in use.
 """
 
+import datetime
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -17,6 +19,7 @@ from pathlib import Path
 from stages.stage import UserError, run
 
 IMAGES = Path("containers/images.yaml")
+RECORDS = Path("containers/images.json")
 REFERENCE = re.compile(r"docker://(?P<name>[\w./-]+):(?P<tag>[\w.-]+)@sha256:(?P<digest>[0-9a-f]{64}|UNRESOLVED)")
 
 
@@ -66,6 +69,46 @@ def with_digests(text, resolve):
     return text, told
 
 
+def recorded(records, text, manifest_of, today):
+    """`records` with an entry for every image with a digest: {digest, resolved, gb: {architecture: packed size}}.
+
+    manifest_of(NAME@DIGEST) gives the registry's JSON, or None. One that is recorded already is not asked for again.
+    """
+    found = {}
+    for name, tag, known in sorted({match.groups() for match in REFERENCE.finditer(text)}):
+        image, digest = f"{name}:{tag}", f"sha256:{known}"
+        if known == "UNRESOLVED":
+            continue
+        if records.get(image, {}).get("digest") == digest:
+            found[image] = records[image]
+        elif (index := manifest_of(f"{name}@{digest}")) is not None:
+            one = {None: index} if "layers" in index else platforms(name, index, manifest_of)
+            gb = {
+                kind or "unknown": round(sum(part["size"] for part in each["layers"]) / 1e9, 2)
+                for kind, each in one.items()
+            }
+            found[image] = {"digest": digest, "resolved": today, "gb": gb}
+    return found
+
+
+def platforms(name, index, manifest_of):
+    """{architecture: its manifest} of an image for several machines; attestations are none."""
+    kinds = {
+        one["platform"]["architecture"]: manifest_of(f"{name}@{one['digest']}")
+        for one in index["manifests"]
+        if one.get("platform", {}).get("os") == "linux"
+    }
+    return {kind: manifest for kind, manifest in kinds.items() if manifest}
+
+
+def ask_manifest(reference):
+    """The JSON that a registry has for NAME@DIGEST, or None when it does not answer."""
+    skopeo = ["skopeo", "inspect", "--raw", f"docker://{reference}"]
+    words = skopeo if shutil.which("skopeo") else ["docker", "buildx", "imagetools", "inspect", "--raw", reference]
+    answer = subprocess.run(words, capture_output=True, text=True)
+    return json.loads(answer.stdout) if answer.returncode == 0 else None
+
+
 def with_locks(text):
     """images.yaml's text with the first 12 digits of each lock's sha256 behind its environment's name.
 
@@ -99,6 +142,10 @@ def main():
             raise UserError(f"{source} cannot be locked; uv's reason is above")
     text, told = with_digests(with_locks(IMAGES.read_text()), ask_registry)
     IMAGES.write_text(text)
+    before = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
+    records = recorded(before, text, ask_manifest, datetime.date.today().isoformat())
+    RECORDS.write_text(json.dumps(records, indent=2) + "\n")
+    told += [f"{image}: {one['resolved']}, {one['gb']} GB packed" for image, one in records.items()]
     print("\n".join(told))
 
 

@@ -10,6 +10,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.adapter_format import misfits
+from stages.engine import Engine, with_arm
+from stages.finetune import Lora
+from stages.images import architecture, engines, rebuild
 from stages.machine import memory_gib
 from stages.stage import UserError, gpus, load_yaml, read_params, results, run
 
@@ -55,14 +59,25 @@ def missing_images(images, docker_answers):
     return missing
 
 
-def missing_stages(engine):
-    """What the pipeline itself cannot do yet with this repository.engine: said before hours of training, not after."""
-    if engine != "tensorrtllm":
+def misfit_engine(p, lora, gpu_count):
+    """Why TensorRT-LLM's engine could not serve the adapters, or not be built: said before hours of training."""
+    if p.route == "none":
         return []
-    return [
-        "engine: the stage that builds the TensorRT-LLM engine is not there yet; "
-        "repository.engine none and bench.servers [vllm] in params.yaml run everything else"
-    ]
+    found = []
+    for variant in p.variants:
+        one = with_arm(p, variant)
+        reasons = misfits(lora.target_modules, lora.r, one.lora_target_modules, one.max_lora_rank)
+        found += [f"engine {variant}: the adapters do not fit: {reason}" for reason in reasons]
+        if gpu_count and one.tp_size > gpu_count:
+            found.append(f"engine {variant}: engine.tp_size is {one.tp_size}, this machine has {gpu_count} GPUs")
+    return found
+
+
+def to_rebuild(image):
+    """The engines that are there and do not fit this machine, a line each; DVC builds them anew."""
+    gpu = architecture()
+    lines = [(variant, rebuild(engine, gpu, image)) for variant, engine in engines().items()]
+    return [f"engine {variant}: {line}" for variant, line in lines if line]
 
 
 def docker_answers():
@@ -75,14 +90,18 @@ def docker_answers():
 def main():
     p = read_params(Estimate)
     profile = load_yaml("params.yaml")["profile"]
-    missing = missing_images(load_yaml("containers/images.yaml")["images"], docker_answers())
-    missing += missing_stages(load_yaml("params.yaml")["repository"]["engine"])
+    images = load_yaml("containers/images.yaml")["images"]
+    missing = missing_images(images, docker_answers())
+    cards = gpus()
+    missing += misfit_engine(read_params(Engine), read_params(Lora), len(cards))
     # Once a whole run stands here, its environments and results do too: a re-run takes little more room.
     disk = Estimate(**{**p.__dict__, "disk_gb": 1.0}) if (results("report") / "index.html").exists() else p
     free = shutil.disk_usage(".").free / 1e9
-    missing += missing_resources(disk, free, memory_gib(Path("/proc/meminfo").read_text()), gpus())
+    missing += missing_resources(disk, free, memory_gib(Path("/proc/meminfo").read_text()), cards)
     if missing:
         raise UserError(f"profile {profile} cannot run here:\n  " + "\n  ".join(missing))
+    for line in to_rebuild(images["triton"]):
+        print(line)
     gpu = f", {p.gpu_memory_gb:g} GB on the GPU" if p.gpu_memory_gb else ""
     print(
         f"profile {profile}: a whole run takes about {p.minutes} min, {p.disk_gb:g} GB of disk and "

@@ -1,0 +1,83 @@
+"""
+Commands inside an image, what the image has inside, and whether an engine built in one fits here.
+
+in:   data/written_for.yaml       the versions that the flags and files were checked for
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stages.stage import UserError, load_yaml, read_json, results
+
+WRITTEN_FOR = "data/written_for.yaml"
+
+
+def look(image):
+    """What containers/provenance.py finds inside `image`; UserError when it cannot be run there."""
+    command = ["containers/run", image, "python3", "containers/provenance.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"{image}: what it has inside cannot be looked up: {last}")
+    # The NVIDIA images' own greeting is set aside with their entrypoint; a program may still say something first.
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def differences(role, found):
+    """Where an image is another than the one written for, as sentences; a version may be given by its beginning."""
+    wanted = load_yaml(WRITTEN_FOR)[role]
+    return [
+        f"{package} is {found['versions'].get(package)}, this was written for {version}"
+        for package, version in wanted.items()
+        if not str(found["versions"].get(package)).startswith(version)
+    ]
+
+
+def unknown_flags(command, help_text):
+    """The flags of a command that the tool's own help does not name."""
+    flags = [word for word in command if word.startswith("--")]
+    return [flag for flag in flags if help_text and flag not in help_text]
+
+
+def in_image(image, command, log):
+    """Run a command in the image, its output in `log`; the seconds it took. UserError behind the log's last lines."""
+    begun, name = time.monotonic(), Path(command[command[0] == "python3"]).name
+    print(f"{name}: its output goes to {log}", flush=True)
+    with log.open("ab") as sink:
+        code = subprocess.run(["containers/run", image, *map(str, command)], stdout=sink, stderr=sink).returncode
+    if code:
+        lines = log.read_text(errors="replace").splitlines()[-15:]
+        print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)
+        raise UserError(f"{name} failed (exit code {code}); its output: {log}")
+    return round(time.monotonic() - begun, 1)
+
+
+def architecture():
+    """The architecture of the GPUs here as "sm_90"; None without one. UserError where they differ."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    kinds = sorted(set(lines))
+    if len(kinds) > 1:
+        raise UserError(f"GPUs of different kinds ({', '.join(kinds)}): choose some with CUDA_VISIBLE_DEVICES")
+    return f"sm_{kinds[0].replace('.', '')}" if kinds else None
+
+
+def engines():
+    """Every engine that is built, by variant, as its engine.json says it."""
+    found = {path.parent.name: read_json(path) for path in sorted(results("engine").glob("*/engine.json"))}
+    return {variant: engine for variant, engine in found.items() if engine["not_built"] is None}
+
+
+def rebuild(built, gpu, image):
+    """Why an engine cannot be used here, in one line; None when it can. gpu: architecture(), None where unknown."""
+    key = built["key"]
+    if gpu == key["gpu"] and image == key["image"]:
+        return None
+    found = gpu if image == key["image"] else f"{gpu} with {image}"
+    return f"rebuild: built for {key['gpu']} with TensorRT-LLM {key['tensorrt_llm']}, found {found or 'no GPU'}"

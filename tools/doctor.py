@@ -1,0 +1,107 @@
+"""
+What a profile needs and what this machine has, as a checklist: python -m tools.doctor [PROFILE]
+
+Nothing is written, fetched or started. Exit code 1 when something that the profile needs is missing.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from stages.engine import Engine
+from stages.finetune import Lora
+from stages.machine import memory_gib
+from stages.stage import UserError, gpus, load_yaml, run
+from tools.preflight import Estimate, docker_answers, misfit_engine, missing_images, missing_resources
+
+# Of the drivers that NVIDIA names for the images of 25.09 (CUDA 13.0 and 12.9). A data-centre GPU also runs them on an
+# older one, through the compatibility libraries inside the images.
+DRIVER = 575
+
+
+def values(profile):
+    """The parameters as `make profile PROFILE=...` would write them."""
+    params = load_yaml("params.yaml")
+    names = sorted(path.stem for path in Path("profiles").glob("*.yaml"))
+    if profile not in names:
+        raise UserError(f"PROFILE is {profile}; use one of {', '.join(names)}")
+    for section, keys in load_yaml(f"profiles/{profile}.yaml").items():
+        params[section] = params[section] | keys
+    return params
+
+
+def driver(cards):
+    """(fine, sentence) about the driver of the GPUs that stage.gpus() found."""
+    version = cards[0]["driver"]
+    if version.split(".")[0].isdigit() and int(version.split(".")[0]) >= DRIVER:
+        return True, f"driver {version}"
+    return None, f"driver {version}: the images were made for {DRIVER} or newer; a data-centre GPU may do with it"
+
+
+def container_toolkit():
+    """(fine, sentence): can a container see the GPUs?"""
+    if shutil.which("nvidia-ctk") or shutil.which("nvidia-container-runtime"):
+        return True, "NVIDIA container toolkit"
+    return False, "NVIDIA container toolkit: not found; `docker run --gpus all` needs it"
+
+
+def registry_access(images):
+    """(fine, sentence) about signing in to the registry of NVIDIA's images; None: it may do without."""
+    if not any("nvcr.io" in image for image in images.values()):
+        return []
+    try:
+        known = json.loads((Path.home() / ".docker/config.json").read_text()).get("auths", {})
+    except (FileNotFoundError, json.JSONDecodeError):
+        known = {}
+    if "nvcr.io" in known or os.environ.get("NGC_API_KEY"):
+        return [(True, "NGC: signed in")]
+    return [(None, "NGC: not signed in; if a pull is refused: docker login nvcr.io")]
+
+
+def model_access(base):
+    """(fine, sentence) about where the base model comes from, and its licence."""
+    found = [(None, f"licence of the base model: {base['licence']}; read it before you use {base['name']}")]
+    if base["source"] == "hub":
+        token = "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set; a gated model needs it"
+        found.append((None, f"Hugging Face: {base['name']} at {base['revision'][:12]}; {token}"))
+    return found
+
+
+def checklist(profile, cards, free_gb, gib, docker):
+    """[(fine, sentence)]: True is there, False is missing, None is for the reader to know."""
+    params, images = values(profile), load_yaml("containers/images.yaml")[profile]
+    needs = Estimate(**params["estimate"])
+    pulled = [image for image in images.values() if image.startswith("docker://")]
+    missing = missing_resources(needs, free_gb, gib, cards) + missing_images(images, docker)
+    missing += misfit_engine(Engine(**params["engine"]), Lora(**params["lora"]), len(cards))
+    found = [(False, line) for line in missing]
+    lacking = {line.split(":")[0] for line in missing}
+    there = {
+        "disk": f"disk: {free_gb:.0f} GB free, {needs.disk_gb:g} needed",
+        "memory": f"memory: {gib} GiB, {needs.memory_gb:g} GB needed",
+        **({"GPU": f"GPU: {', '.join(card['name'] for card in cards)}"} if needs.gpu_memory_gb else {}),
+        **({"Docker": "Docker: the engine answers"} if pulled else {}),
+        **({"image": f"images: {len(set(pulled))} with a digest"} if pulled else {}),
+    }
+    found += [(True, line) for name, line in there.items() if name not in lacking]
+    if pulled:
+        found += [container_toolkit(), *([driver(cards)] if cards else []), *registry_access(images)]
+    return found + model_access(params["base_model"])
+
+
+def main():
+    profile = sys.argv[1] if len(sys.argv) > 1 else load_yaml("params.yaml")["profile"]
+    docker = docker_answers()
+    gib = memory_gib(Path("/proc/meminfo").read_text())
+    found = checklist(profile, gpus(), shutil.disk_usage(".").free / 1e9, gib, docker)
+    print(f"profile {profile}:")
+    for fine, line in found:
+        print(f"  { ({True: 'ok', False: 'MISSING', None: 'note'}[fine]):8}{line}")
+    if any(fine is False for fine, _ in found):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)
