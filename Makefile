@@ -1,5 +1,5 @@
 # Names for people. What depends on what stands in dvc.yaml.
-.PHONY: help reproduce profile report chat publish test check lock
+.PHONY: help reproduce profile report chat serve publish test check lock
 TOOLS = containers/run venv:tools
 
 help:       ## this list
@@ -13,8 +13,10 @@ profile:    ## seconds: write PROFILE=embedded|weightless|writeup into params.ya
 	@$(TOOLS) python -m tools.profile $(PROFILE)
 report:     ## seconds, no model: tables, figures and verdicts from the committed references and this checkout's run
 	@$(TOOLS) python -m stages.claims && $(TOOLS) python -m stages.report && $(TOOLS) python -m stages.report --readme
-chat:       ## seconds to load: talk to the model. ADAPTER=lora|qlora|none|lora-published, ONCE="a question" for scripts
-	@exec $(TOOLS) python -m tools.chat $(ADAPTER) $(if $(value ONCE),--once="$$ONCE")
+chat:       ## seconds to load: talk to the model. ADAPTER=lora|qlora|none, ONCE="a question"; SERVER=triton|triton-stream|trtllm|vllm URL=...
+	@exec $(TOOLS) python -m tools.chat $(ADAPTER) $(if $(SERVER),--server=$(SERVER)) $(if $(URL),--url=$(URL)) $(if $(value ONCE),--once="$$ONCE")
+serve:      ## half a minute until it is ready: SERVER=triton|vllm with the adapters (ADAPTER=none: without), until Ctrl-C
+	@exec $(TOOLS) python -m tools.serve $(SERVER) $(ADAPTER)
 publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?
