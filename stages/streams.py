@@ -2,8 +2,8 @@
 Requests to a running server: the text of each answer as it comes, and when. In the client environment, from
 tools/remote.py and, for the stages, as: python -m stages.streams ASK OUT
 
-in:   ASK   {client: one of CLIENTS, url, model_dir, adapters, model: of TritonText, concurrency, requests: [Request]}
-out:  OUT   {wall_seconds, answers: what `timed` gives of each request, in their order}
+in:   ASK   [{client: one of CLIENTS, words: what it is made with, concurrency, requests: [Request]}], taken in turn
+out:  OUT   [{wall_seconds, answers: what `timed` gives of each request, in their order}]
 """
 
 import json
@@ -72,7 +72,8 @@ class TritonHttp:
         """Yield (text, tokens so far) as they come; so do all clients."""
         body = {"text_input": asked.prompt, "exclude_input_in_output": True, **triton_inputs(asked, self.tasks)}
         with post(f"{self.url}/v2/models/ensemble/generate", body) as response:
-            text = json.load(response)["text_output"]
+            # An answer that is cut inside a character ends with half of it.
+            text = json.load(response)["text_output"].rstrip("\ufffd")
         yield text, len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
@@ -270,12 +271,14 @@ def answers(client, requests, concurrency):
 
 def main():
     ask, out = sys.argv[1:]
-    asked = json.loads(Path(ask).read_text())
-    model = [asked["model"]] if asked["model"] else []
-    client = CLIENTS[asked["client"]](asked["url"], asked["model_dir"], asked["adapters"], *model)
-    begun = time.monotonic()
-    told = answers(client, [Request(**one) for one in asked["requests"]], asked["concurrency"])
-    write_json(out, {"wall_seconds": time.monotonic() - begun, "answers": told})
+    told = []
+    for load in json.loads(Path(ask).read_text()):
+        client = CLIENTS[load["client"]](**load["words"])
+        requests = [Request(**one) for one in load["requests"]]
+        begun = time.monotonic()
+        answered = answers(client, requests, load["concurrency"])
+        told.append({"wall_seconds": time.monotonic() - begun, "answers": answered})
+    write_json(out, told)
 
 
 if __name__ == "__main__":
