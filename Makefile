@@ -17,11 +17,11 @@ chat:       ## seconds to load: talk to the model. ADAPTER=lora|qlora|none, ONCE
 	@exec $(TOOLS) python -m tools.chat $(ADAPTER) $(if $(SERVER),--server=$(SERVER)) $(if $(URL),--url=$(URL)) $(if $(value ONCE),--once="$$ONCE")
 serve:      ## half a minute until it is ready: SERVER=triton|vllm with the adapters (ADAPTER=none: without), until Ctrl-C
 	@exec $(TOOLS) python -m tools.serve $(SERVER) $(ADAPTER)
-streaming:  ## 2 min: the writeup's streaming prompts to every server, and what one BLS instance does to two requests
+streaming:  ## 2 minutes: the writeup's streaming prompts to every server, and what one BLS instance does to two requests
 	@$(TOOLS) dvc repro studies/dvc.yaml:streaming
-multilora:  ## 3 min: several LoRA adapters on one base model: does each request get its own, and what do they cost?
+multilora:  ## 4 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
 	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
-quickstart-vllm: ## 2 min: the vLLM guide's examples: one prompt, a list, the OpenAI server
+quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, the OpenAI server
 	@$(TOOLS) python -m tools.quickstart_vllm
 publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)

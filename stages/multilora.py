@@ -9,6 +9,8 @@ out:  results/<profile>/multilora/SERVER/multilora.json   proof: did each reques
       results/<profile>/multilora/SERVER/*.json, *.log     what was asked and answered
 
 The proof: the writeup's six prompts at once with its ids -1 0 1 -1 0 1 (none, lora, qlora), greedy; then each alone.
+"float32": no rounding decides between two tokens; "served": in the precision that the server has otherwise, where the
+other requests of a batch may change the last bits, and with them a greedy answer.
 The study, vLLM only: adapters with random weights, loaded while the server runs. "none" is a server without LoRA: what
 merged weights cost, for they have the base's shapes. "unused" is a server with LoRA whose requests name no adapter.
 """
@@ -100,7 +102,7 @@ def in_template(text):
 # The proof.
 
 
-def proof(p, asking, client, url, adapters):
+def proof(p, asking, precision, client, url, adapters):
     """Six requests at once, then each alone; in the template that the adapters were trained with."""
     prompts = [in_template(text) for text in read_json(p.prompts)]
     asked = [
@@ -109,7 +111,7 @@ def proof(p, asking, client, url, adapters):
     ]
     # Once to warm up: the first request of an adapter brings it into the engine.
     loads = [load(client, url, adapters, asked, width) for width in (1, len(asked), 1)]
-    _, together, alone = asking.ask("proof", loads)
+    _, together, alone = asking.ask(f"proof-{precision}", loads)
     rows = [
         {"prompt": one.prompt, "adapter": one.adapter, "together": both["text"], "alone": single["text"]}
         for one, both, single in zip(asked, together["answers"], alone["answers"], strict=True)
@@ -227,45 +229,69 @@ def told(one):
 # The servers.
 
 
+def in_float32(out):
+    """The command word of Triton's repository and the one of a copy whose base model is computed in float32."""
+    served, copy = results("repository") / "lora", out / "float32" / "repository" / "lora"
+    shutil.copytree(served, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    # Where the copy's relative paths look for it.
+    model = out / "float32" / "base_model" / "model"
+    model.mkdir(parents=True)
+    for path in (results("base_model") / "model").iterdir():
+        (model / path.name).symlink_to(path.resolve())
+    config = read_json(model / "config.json")
+    (model / "config.json").unlink()
+    write_json(model / "config.json", {**config, "dtype": "float32"})
+    return str(served / "models"), str(copy / "models")
+
+
 def measure_triton(p, images, out):
     """The proof alone: this repository's adapters are fixed when Triton starts."""
     server = SERVERS["triton"]("lora")
-    command = ["containers/run", images[0], *server.command(p.server_options)]
-    with serving(server, command, out / "server.log", p.ready_seconds) as (process, _):
-        engine, is_stand_in = server.engine()
-        tasks = {name: task for task, name in TASKS.items()}
-        shown = proof(p, Asking(p, images[1], process, out), "triton-stream", "127.0.0.1:8001", tasks)
-    facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "server_command": command}
-    return {**facts, "proof": shown, "points": []}
+    commands = {"served": ["containers/run", images[0], *server.command(p.server_options)]}
+    if server.built["engine_is_stand_in"]:
+        old, new = in_float32(out)
+        commands["float32"] = [new if word == old else word for word in commands["served"]]
+    found = {"proof": {}, "points": []}
+    for precision, command in commands.items():
+        with serving(server, command, out / f"server-{precision}.log", p.ready_seconds) as (process, _):
+            found["engine"], found["engine_is_stand_in"] = server.engine()
+            tasks = {name: task for task, name in TASKS.items()}
+            asking = Asking(p, images[1], process, out)
+            found["proof"][precision] = proof(p, asking, precision, "triton-stream", "127.0.0.1:8001", tasks)
+    shutil.rmtree(out / "float32", ignore_errors=True)
+    return {**found, "server_command": commands["served"]}
 
 
 def measure_vllm(p, images, out):
-    """A server without LoRA, then one for each rank; the first of them gives the proof."""
+    """A server without LoRA, one in float32 for the proof, then one for each rank; the first of these proves too."""
     server = SERVERS["vllm"]("base")
     plain = server.command(p.server_options)
-    runs = {"none": ["containers/run", images[0], *plain]}
-    for rank in p.ranks:
-        slots = max(p.slots, len(ADAPTERS))
-        words = ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(slots),
-                 "--max-cpu-loras", str(max(p.adapters) + len(ADAPTERS))]  # fmt: skip
-        runs[rank] = ["containers/run", images[0], "env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", *plain, *words]
-    found = {"points": [], "proof": None}
-    for rank, command in runs.items():
-        with serving(server, command, out / f"server-{rank}.log", p.ready_seconds) as (process, ready):
+
+    def with_lora(rank, *options):
+        words = ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(max(p.slots, len(ADAPTERS))),
+                 "--max-cpu-loras", str(max(p.adapters) + len(ADAPTERS)), *options]  # fmt: skip
+        return ["containers/run", images[0], "env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", *plain, *words]
+
+    runs = {"none": ["containers/run", images[0], *plain], "float32": with_lora(p.ranks[0], "--dtype", "float32")}
+    runs |= {rank: with_lora(rank) for rank in p.ranks}
+    found = {"proof": {}, "points": []}
+    for name, command in runs.items():
+        with serving(server, command, out / f"server-{name}.log", p.ready_seconds) as (process, ready):
             asking = Asking(p, images[1], process, out)
             found["engine"], found["engine_is_stand_in"] = server.engine()
-            print(f"multilora: {found['engine']}, LoRA {rank}, is ready after {ready:.0f} s", flush=True)
-            if rank == "none":
+            print(f"multilora: {found['engine']}, LoRA {name}, is ready after {ready:.0f} s", flush=True)
+            if name == "none":
                 none = {"arm": "none", "adapters": 0, "popularity": None, "rank": None, "slots": 0,
                         "adapter_bytes": None, "load_seconds": None}  # fmt: skip
                 found["points"].append(none | point(p, asking, "none", [], None))
-                continue
-            if rank == p.ranks[0]:
-                for name in ADAPTERS:
-                    load_adapter(name, results("finetune") / name / "adapter")
-                found["proof"] = proof(p, asking, "vllm", URL, {})
-            found["points"] += study_rank(p, asking, rank)
-    return {**found, "server_command": command}
+            if name in ("float32", p.ranks[0]):
+                for adapter in ADAPTERS:
+                    load_adapter(adapter, results("finetune") / adapter / "adapter")
+                precision = "float32" if name == "float32" else "served"
+                found["proof"][precision] = proof(p, asking, precision, "vllm", URL, {})
+            if name in p.ranks:
+                found["points"] += study_rank(p, asking, name)
+    return {**found, "server_command": runs[p.ranks[0]]}
 
 
 def bytes_of(folder):
@@ -299,10 +325,12 @@ def main():
         return
     found = measures[kind](p, images, out)
     write_metrics(out / "multilora.json", {**facts, **found})
-    shown = found["proof"]
-    alone = f"{shown['same_as_alone']} of {shown['requests']} answers given at once are those of their adapter alone"
-    off = f"{shown['other_than_adapter_off']} of {shown['with_an_adapter']} differ from the adapter switched off"
-    print(f"multilora: {alone}; {off}")
+    for precision, shown in found["proof"].items():
+        alone = (
+            f"{shown['same_as_alone']} of {shown['requests']} answers given at once are those of their adapter alone"
+        )
+        off = f"{shown['other_than_adapter_off']} of {shown['with_an_adapter']} differ from the adapter switched off"
+        print(f"multilora, {precision}: {alone}; {off}")
 
 
 if __name__ == "__main__":

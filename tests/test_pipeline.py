@@ -94,7 +94,7 @@ def own_code(stage):
 
 @cache
 def stage_names():
-    return set(load_yaml(REPO / "dvc.yaml")["stages"])
+    return {name for graph in ("dvc.yaml", "studies/dvc.yaml") for name in load_yaml(REPO / graph)["stages"]}
 
 
 def calls(file, name):
@@ -193,6 +193,8 @@ def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
         declared = [path for other in same for path in other["deps"] + other["outs"]]
         for file in own_code(stage):
             for path, whole in result_paths(file):
+                if stage["file"] == "stages/streaming.py" and path == "finetune":
+                    continue  # of servers.py, for a server with adapters: this stage serves the base model alone
                 place = f"results/{profile}/{path}"
                 covers = any(place == one or place.startswith(f"{one}/") for one in declared)
                 inside = any(one.startswith(f"{place}/") for one in declared)
@@ -206,7 +208,7 @@ def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
 
 def test_what_measures_depends_on_the_machine_it_measured(graph):
     for stage in graph:
-        if stage["name"].startswith(("finetune@", "bench@")):
+        if stage["name"].startswith(("finetune@", "bench@", "streaming@", "multilora@")):
             assert any(dep.endswith("/machine/machine.json") for dep in stage["deps"]), stage["name"]
 
 
@@ -425,7 +427,7 @@ def test_make_help_lists_every_target_with_its_cost():
 def test_what_the_readme_names_is_there():
     readme = text("README.md")
     targets = set(re.search(r"(?m)^\.PHONY: (.*)$", text("Makefile")).group(1).split())
-    assert set(re.findall(r"(?m)(?:`|^)make ([a-z]+)", readme)) - targets == set()
+    assert set(re.findall(r"(?m)(?:`|^)make ([a-z-]+)", readme)) - targets == set()
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme) if not link.startswith("http")]
     assert links and [link for link in links if not (REPO / link).exists()] == []
 
