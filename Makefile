@@ -19,7 +19,7 @@ serve:      ## half a minute until it is ready: SERVER=triton|vllm with the adap
 	@exec $(TOOLS) python -m tools.serve $(SERVER) $(ADAPTER)
 streaming:  ## 2 minutes: the writeup's streaming prompts to every server, and what one BLS instance does to two requests
 	@$(TOOLS) dvc repro studies/dvc.yaml:streaming
-multilora:  ## 4 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
+multilora:  ## 5 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
 	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
 quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, the OpenAI server
 	@$(TOOLS) python -m tools.quickstart_vllm

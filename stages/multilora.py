@@ -6,7 +6,7 @@ in:   data/multilora_prompts.json, results/<profile>/base_model, results/<profil
       for triton results/<profile>/repository/lora
 out:  results/<profile>/multilora/SERVER/multilora.json   proof: did each request get its own adapter?
                                                           points: speed and memory by adapters, rank and popularity
-      results/<profile>/multilora/SERVER/*.json, *.log     what was asked and answered
+      results/<profile>/multilora/SERVER/raw/             what was asked and answered, the servers' logs
 
 The proof: the writeup's six prompts at once with its ids -1 0 1 -1 0 1 (none, lora, qlora), greedy; then each alone.
 "float32": no rounding decides between two tokens; "served": in the precision that the server has otherwise, where the
@@ -80,7 +80,7 @@ class Asking:
     """A server that runs, and the client environment that asks it."""
 
     def __init__(self, p, image, process, out):
-        self.p, self.image, self.process, self.out = p, image, process, out
+        self.p, self.image, self.process, self.out = p, image, process, out / "raw"
 
     def client(self, name, *words):
         command = ["containers/run", self.image, "python3", *(str(word) for word in words)]
@@ -253,7 +253,7 @@ def measure_triton(p, images, out):
         commands["float32"] = [new if word == old else word for word in commands["served"]]
     found = {"proof": {}, "points": []}
     for precision, command in commands.items():
-        with serving(server, command, out / f"server-{precision}.log", p.ready_seconds) as (process, _):
+        with serving(server, command, out / "raw" / f"server-{precision}.log", p.ready_seconds) as (process, _):
             found["engine"], found["engine_is_stand_in"] = server.engine()
             tasks = {name: task for task, name in TASKS.items()}
             asking = Asking(p, images[1], process, out)
@@ -276,7 +276,7 @@ def measure_vllm(p, images, out):
     runs |= {rank: with_lora(rank) for rank in p.ranks}
     found = {"proof": {}, "points": []}
     for name, command in runs.items():
-        with serving(server, command, out / f"server-{name}.log", p.ready_seconds) as (process, ready):
+        with serving(server, command, out / "raw" / f"server-{name}.log", p.ready_seconds) as (process, ready):
             asking = Asking(p, images[1], process, out)
             found["engine"], found["engine_is_stand_in"] = server.engine()
             print(f"multilora: {found['engine']}, LoRA {name}, is ready after {ready:.0f} s", flush=True)
@@ -307,7 +307,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `finally`, as with Ctrl-C
     out = results("multilora") / kind
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    (out / "raw").mkdir(parents=True)
 
     base = read_json(results("base_model") / "metrics.json")
     facts = {

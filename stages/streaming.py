@@ -5,7 +5,7 @@ python -m stages.streaming SERVER SERVER_IMAGE CLIENT_IMAGE
 in:   data/streaming_prompts.json, results/<profile>/base_model, results/<profile>/dataset/metrics.json (the template),
       results/<profile>/machine/machine.json, for triton results/<profile>/repository/base
 out:  results/<profile>/streaming/SERVER/streaming.json   times by client and prompt, and by BLS instances
-      results/<profile>/streaming/SERVER/{ask,told}.json, *.log
+      results/<profile>/streaming/SERVER/raw/              what was asked and answered, the servers' logs
 
 The base model answers, as in the writeup, whose client names no adapter. Medians, with the range beside them.
 """
@@ -151,22 +151,16 @@ def measure(p, kind, images, out):
         write_bls_models(results("repository") / "base" / "models" / BLS, out / "models", p.bls_instances)
         command += ["--model-repository", str(out / "models")]
         loads += bls_loads(p, next(iter(prompts.values())))
-    write_json(out / "ask.json", loads)
-    client = [
-        "containers/run",
-        images[1],
-        "python3",
-        "-m",
-        "stages.streams",
-        str(out / "ask.json"),
-        str(out / "told.json"),
-    ]
+    ask, told = out / "raw" / "ask.json", out / "raw" / "told.json"
+    write_json(ask, loads)
+    client = ["containers/run", images[1], "python3", "-m", "stages.streams", str(ask), str(told)]
     print(f"streaming: starting {images[0]}", flush=True)
-    with serving(server, command, out / "server.log", p.ready_seconds) as (process, ready):
+    with serving(server, command, out / "raw" / "server.log", p.ready_seconds) as (process, ready):
         engine, is_stand_in = server.engine()
         print(f"streaming: {engine} is ready after {ready:.0f} s", flush=True)
-        run_client("streams.py", client, out / "client.log", process, p.client_seconds)
-    told = read_json(out / "told.json")
+        run_client("streams.py", client, out / "raw" / "client.log", process, p.client_seconds)
+    shutil.rmtree(out / "models", ignore_errors=True)
+    told = read_json(told)
     clients = list(CLIENTS_OF[kind])
     found = {name: by_prompt(name, one, prompts) for name, one in zip(clients, told, strict=False)}
     bls = by_case(p, told[len(clients) :]) if kind == "triton" else None
@@ -184,7 +178,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `finally`, as with Ctrl-C
     out = results("streaming") / kind
     shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    (out / "raw").mkdir(parents=True)
 
     base = read_json(results("base_model") / "metrics.json")
     facts = {"server": kind, "base_model": {name: base[name] for name in ("name", "weights", "parameters")}}
