@@ -113,9 +113,9 @@ class TritonStream:
         answers = queue.Queue()
         client = self.connection()
         client.start_stream(lambda result, error: answers.put(error or result))
+        final = False
         try:
             client.async_stream_infer(self.model, tensors(inputs), enable_empty_final_response=True)
-            final = False
             while not final:
                 result = answers.get(timeout=SILENCE_SECONDS)
                 if isinstance(result, InferenceServerException):
@@ -127,7 +127,7 @@ class TritonStream:
         except queue.Empty:
             raise UserError(f"{self.url}: no answer for {SILENCE_SECONDS} s; see the server's log") from None
         finally:
-            client.stop_stream(cancel_requests=True)
+            client.stop_stream(cancel_requests=not final)
 
     def connection(self):
         """This thread's connection: one of tritonclient's carries one stream at a time."""

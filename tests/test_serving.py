@@ -17,7 +17,7 @@ from dataclasses import asdict
 
 import psutil
 import pytest
-from conftest import REPO, copy_tree, run_in, set_params, variables
+from conftest import ONE_THREAD, REPO, copy_tree, run_in, set_params, variables
 
 from stages.multilora import load_adapter
 from stages.servers import URL, Triton, Vllm, answer, read_counters
@@ -144,7 +144,7 @@ def served(base_model, tmp_path_factory):
 
 
 def tree_of(tree, image, *words):
-    done = run_in(tree, "containers/run", image, "python", *words, timeout=120)
+    done = run_in(tree, "containers/run", image, "python", *words, environment=ONE_THREAD, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

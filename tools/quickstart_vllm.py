@@ -27,7 +27,7 @@ LIST = ["What is Quantum Computing?", "How is an Electron different from a Proto
 def offline(model):
     """vLLM as a library: LLM.generate, timed as the guide times it."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, on a CPU: else it takes a share of the whole memory
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}  # its processes warn of what a CPU lacks
     from vllm import LLM, SamplingParams
 
     begun = time.monotonic()
