@@ -1,9 +1,9 @@
 # Names for people. What depends on what stands in dvc.yaml.
-.PHONY: help reproduce doctor profile report chat rulers publish test check lock
+.PHONY: help reproduce doctor profile report chat serve streaming multilora rulers quickstart-vllm publish test check lock
 TOOLS = containers/run venv:tools
 
 help:       ## this list
-	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/: .*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/: .*## /\t/' | expand -t 18
 reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 9 to 14 min, no GPU. PROFILE=weightless|writeup: a GPU
 	@$(if $(PROFILE),$(TOOLS) python -m tools.profile $(PROFILE))
 	@$(TOOLS) python -m tools.preflight
@@ -15,10 +15,18 @@ profile:    ## seconds: write PROFILE=embedded|weightless|writeup into params.ya
 	@$(TOOLS) python -m tools.profile $(PROFILE)
 report:     ## seconds, no model: tables, figures and verdicts from the committed references and this checkout's run
 	@$(TOOLS) python -m stages.claims && $(TOOLS) python -m stages.report && $(TOOLS) python -m stages.report --readme
-chat:       ## seconds to load: talk to the model. ADAPTER=lora|qlora|none|lora-published, ONCE="a question" for scripts
-	@exec $(TOOLS) python -m tools.chat $(ADAPTER) $(if $(value ONCE),--once="$$ONCE")
+chat:       ## seconds to load: talk to the model. ADAPTER=lora|qlora|none|lora-published, ONCE="a question"; SERVER=triton|triton-stream|trtllm|vllm URL=...
+	@exec $(TOOLS) python -m tools.chat $(ADAPTER) $(if $(SERVER),--server=$(SERVER)) $(if $(URL),--url=$(URL)) $(if $(value ONCE),--once="$$ONCE")
+serve:      ## half a minute until it is ready: SERVER=triton|vllm with the adapters (ADAPTER=none: without), until Ctrl-C
+	@exec $(TOOLS) python -m tools.serve $(SERVER) $(ADAPTER)
+streaming:  ## 2 minutes: the writeup's streaming prompts to every server, and what one BLS instance does to two requests
+	@$(TOOLS) dvc repro studies/dvc.yaml:streaming
+multilora:  ## 5 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
+	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
 rulers:     ## 6 min, no GPU: how well the load clients measure, against a server of known timing and against vLLM
-	@$(TOOLS) dvc repro pipelines/rulers/dvc.yaml
+	@$(TOOLS) dvc repro studies/dvc.yaml:rulers
+quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, the OpenAI server
+	@$(TOOLS) python -m tools.quickstart_vllm
 publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?

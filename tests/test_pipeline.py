@@ -94,7 +94,7 @@ def own_code(stage):
 
 @cache
 def stage_names():
-    return set(load_yaml(REPO / "dvc.yaml")["stages"])
+    return {name for graph in ("dvc.yaml", "studies/dvc.yaml") for name in load_yaml(REPO / graph)["stages"]}
 
 
 def calls(file, name):
@@ -213,7 +213,7 @@ def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
 
 def test_what_measures_depends_on_the_machine_it_measured(graph):
     for stage in graph:
-        if stage["name"].startswith(("finetune@", "bench@", "limits")):
+        if stage["name"].startswith(("finetune@", "bench@", "limits", "streaming@", "multilora@")):
             assert any(dep.endswith("/machine/machine.json") for dep in stage["deps"]), stage["name"]
 
 
@@ -432,7 +432,7 @@ def test_make_help_lists_every_target_with_its_cost():
 def test_what_the_readme_names_is_there():
     readme = text("README.md")
     targets = set(re.search(r"(?m)^\.PHONY: (.*)$", text("Makefile")).group(1).split())
-    assert set(re.findall(r"(?m)(?:`|^)make ([a-z]+)", readme)) - targets == set()
+    assert set(re.findall(r"(?m)(?:`|^)make ([a-z-]+)", readme)) - targets == set()
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme) if not link.startswith("http")]
     assert links and [link for link in links if not (REPO / link).exists()] == []
 

@@ -5,17 +5,25 @@ do they batch, stream, pick the adapter, and say the same as Transformers? In fl
 
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import asdict
 
+import psutil
 import pytest
-from conftest import REPO, copy_tree, run_in, set_params
+from conftest import ONE_THREAD, REPO, copy_tree, run_in, set_params, variables
 
-from stages.servers import Triton, Vllm, answer, read_counters
+from stages.multilora import load_adapter
+from stages.servers import URL, Triton, Vllm, answer, read_counters
 from stages.serving import serving
+from stages.stage import write_json
+from stages.streams import Request
 
 PROMPTS = ["The capital of France is", "1, 2, 3, 4,", "Water freezes at"]
 TOKENS = 12
@@ -124,6 +132,11 @@ def served(base_model, tmp_path_factory):
     folders = [f"results/embedded/finetune/{method}/adapter" for method in ("lora", "qlora")]
     tree_of(tree, "venv:pytorch", "-c", ADAPTERS, "results/embedded/base_model/model", *folders)
     tree_of(tree, "venv:tools", "-m", "stages.repository", "lora")
+    # What `make chat` asks with.
+    write_json(results / "dataset" / "metrics.json", {"template": "chatml", "system_prompt": ""})
+    for method in ("lora", "qlora"):
+        write_json(results / "finetune" / method / "metrics.json", {"settings": {"template": "corrected"}})
+    set_params(tree, chat={"max_new_tokens": TOKENS})
     here = os.getcwd()
     os.chdir(tree)
     yield tree
@@ -131,7 +144,7 @@ def served(base_model, tmp_path_factory):
 
 
 def tree_of(tree, image, *words):
-    done = run_in(tree, "containers/run", image, "python", *words, timeout=120)
+    done = run_in(tree, "containers/run", image, "python", *words, environment=ONE_THREAD, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -146,13 +159,24 @@ def expected(served):
 
 @pytest.fixture(scope="class")
 def triton(served):
-    server = Triton("lora")
+    """The real Triton, started as a person starts it."""
     folder = served / "results" / "embedded" / "repository"
     before = sorted(folder.rglob("*"))
-    with serving(server, ["containers/run", "venv:triton", *server.command([])], served / "triton.log", 120):
-        yield server
+    making = subprocess.Popen(
+        ["make", "serve", "SERVER=triton"], cwd=served, env=variables(), stderr=subprocess.PIPE, text=True
+    )
+    said = [making.stderr.readline(), making.stderr.readline()]
+    try:
+        assert "is ready after" in said[1], said
+        yield Triton("lora")
+    finally:
+        # As Ctrl-C on a terminal: to the tool, which make waits for.
+        psutil.Process(making.pid).children()[0].send_signal(signal.SIGINT)
+        said.append(making.stderr.read())
+        making.wait(60)
     # It ended by itself, with nothing in flight, and left nothing in a folder that DVC watches.
-    assert "Exit timeout expired" not in (served / "triton.log").read_text()
+    assert said[2].startswith("stopping") and making.returncode == 0, said
+    assert "Exit timeout expired" not in (served / ".work" / "embedded" / "serve-triton.log").read_text()
     assert sorted(folder.rglob("*")) == before
 
 
@@ -160,7 +184,9 @@ def triton(served):
 def vllm(served):
     server = Vllm("lora")
     small = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", "256M", "--max-model-len", "512"]
-    with serving(server, ["containers/run", "venv:vllm", *server.command(small)], served / "vllm.log", 180):
+    updating = ["env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]
+    command = ["containers/run", "venv:vllm", *updating, *server.command(small)]
+    with serving(server, command, served / "vllm.log", 180):
         yield server
 
 
@@ -183,6 +209,31 @@ def generate(prompt, model="ensemble", **inputs):
 def complete(model, prompt, **options):
     options = {"max_tokens": TOKENS, "temperature": 0, **options}
     return json.loads(post("/v1/completions", model=model, prompt=prompt, **options))
+
+
+def streamed(tree, *loads):
+    """What stages/streams.py gives of PROMPTS, all in flight at once, for each (client, words, adapter)."""
+    asked = [
+        {
+            "client": client,
+            "words": {"model_dir": "results/embedded/base_model/model", **words},
+            "concurrency": len(PROMPTS),
+            "requests": [asdict(Request(prompt, adapter, TOKENS, 0, 0.0, 1.0, 0)) for prompt in PROMPTS],
+        }
+        for client, words, adapter in loads
+    ]
+    (tree / "ask.json").write_text(json.dumps(asked))
+    tree_of(tree, "venv:client", "-m", "stages.streams", "ask.json", "told.json")
+    return [load["answers"] for load in json.loads((tree / "told.json").read_text())]
+
+
+def chat(tree, **words):
+    done = run_in(tree, "make", "chat", *(f"{name}={value}" for name, value in words.items()), timeout=60)
+    return done.stdout, done.stderr
+
+
+QUESTION = "犬は好き?"
+AS_ASKED = f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 
 
 class TestTriton:
@@ -280,6 +331,50 @@ class TestTriton:
         generate(PROMPTS[0], max_tokens=TOKENS)
         assert time.monotonic() - took < 10
 
+    def test_every_client_of_triton_brings_the_answers_of_each_adapter(self, served, triton, expected):
+        http, grpc = ({"url": url, "adapters": {"lora": 1, "qlora": 2}} for url in (URL, "127.0.0.1:8001"))
+        bls = {**grpc, "model": "tensorrt_llm_bls"}
+        whole, ids, text, base = streamed(
+            served,
+            ("triton", http, "lora"),
+            ("triton-stream", grpc, "qlora"),
+            ("triton-text", bls, "lora"),
+            ("triton-stream", grpc, None),
+        )
+        texts = [[one["text"].strip() for one in answers] for answers in (base, whole, ids, text)]
+        assert texts == [[one.strip() for one in expected[task]] for task in (0, 1, 2, 1)]
+        assert [one["tokens"] for one in ids] == [TOKENS] * len(PROMPTS)
+        assert all(0 < one["ttft_seconds"] < one["seconds"] for one in ids + text)
+        assert all(one["ttft_seconds"] == pytest.approx(one["seconds"], rel=0.01) for one in whole)
+
+    def test_a_prompt_that_is_read_in_parts_is_answered_and_those_beside_it_too(self, triton, expected):
+        answers = {}
+
+        def ask(prompt):
+            answers[prompt] = generate(prompt)["text_output"]
+
+        long = "word " * 1200  # the engine reads 512 tokens a step
+        threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in (PROMPTS[0], long)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers[PROMPTS[0]] == expected[0][0]
+        assert answers[long] == generate(long)["text_output"] != ""
+
+    def test_chat_asks_triton_over_http_and_grpc_and_says_what_it_measured(self, served, triton):
+        raw = generate(AS_ASKED, lora_task_id=1)["text_output"].rstrip("\ufffd").strip()
+        whole, measured = chat(served, SERVER="triton", ONCE=QUESTION)
+        assert whole.strip() == raw
+        assert re.search(r"about \d+ tokens \(its text tokenised again\), all at once after \d\.\d+ s", measured)
+        pieces, measured = chat(served, SERVER="triton-stream", ADAPTER="lora", ONCE=QUESTION)
+        assert pieces.strip() == raw and "\ufffd" not in pieces
+        assert re.search(
+            r"\d+ tokens \(rows cut to sequence_length\), the first after \d\.\d+ s, then [\d.]+ tok", measured
+        )
+        said = chat(served, SERVER="vllm", ONCE=QUESTION)[1]
+        assert f'error: {URL}/v1/models: 404 {{"error":"Not Found"}}' in said
+
     def test_triton_says_what_runs(self, triton):
         name, is_stand_in = triton.engine()
         assert name.startswith("Transformers 5.") and "behind Triton 2." in name
@@ -301,7 +396,24 @@ class TestVllm:
         assert after["output_tokens"] - before["output_tokens"] == 40 * len(PROMPTS)
         assert after["requests"] - before["requests"] == len(PROMPTS)
 
+    def test_chat_asks_vllm_as_the_openai_client(self, served, vllm):
+        text, measured = chat(served, SERVER="vllm", ADAPTER="qlora", ONCE=QUESTION)
+        assert text.strip() == complete("qlora", AS_ASKED)["choices"][0]["text"].strip()
+        assert re.search(r"\d+ tokens? \(usage of the last event\), the first after \d\.\d+ s", measured)
+
+    def test_an_adapter_with_random_weights_is_loaded_while_the_server_runs(self, served, vllm):
+        folder = served / "random"
+        words = ["containers/client/random_lora.py", "results/embedded/base_model/model", folder, 1, 8, 42, "q_proj"]
+        tree_of(served, "venv:client", *map(str, words))
+        reference = ["-c", REFERENCE, "results/embedded/base_model/model", str(TOKENS), json.dumps(PROMPTS)]
+        wanted = json.loads(tree_of(served, "venv:triton", *reference, str(folder / "0")).splitlines()[-1])
+        assert load_adapter("random-0", folder / "0") > 0
+        vllms = {"url": URL, "adapters": {}}
+        answers = streamed(served, ("vllm", vllms, "random-0"), ("vllm", vllms, None))
+        assert [[one["text"] for one in each] for each in answers] == wanted[::-1]
+        assert {one["tokens"] for each in answers for one in each} == {TOKENS}
+
     def test_vllm_knows_its_models_and_its_version(self, vllm):
-        assert [model["id"] for model in answer("/v1/models")["data"]] == ["base", "lora", "qlora"]
+        assert [model["id"] for model in answer("/v1/models")["data"]][:3] == ["base", "lora", "qlora"]
         assert "does not exist" in complete("dora", PROMPTS[0])["error"]["message"]
         assert vllm.engine() == (f"vLLM {answer('/version')['version']}", False)

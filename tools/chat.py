@@ -1,5 +1,7 @@
 """
-Talk to the fine-tuned model in the terminal: python -m tools.chat [ADAPTER] [--once TEXT]
+Talk to the fine-tuned model in the terminal: python -m tools.chat [ADAPTER] [--once TEXT] [--server NAME [--url URL]]
+
+Loads the model, or asks a server that runs (`make serve` starts one).
 
 in:   params.yaml                               profile, chat (how answers are sampled), finetune (the variants)
       results/<profile>/base_model/             the model
@@ -10,8 +12,6 @@ Answers go to stdout, everything else to stderr.
 
 import argparse
 import contextlib
-import os
-import re
 import signal
 import sys
 import time
@@ -20,11 +20,13 @@ from stages.chat import Chat, answer
 from stages.dataset import prompt_text
 from stages.finetune import Finetune, with_arm
 from stages.stage import UserError, load_yaml, read_json, read_params, results, run
+from stages.streams import Text
 from stages.training import load_to_answer
+from tools import remote
+from tools.terminal import enter, in_front, pictured, say, say_dim, show, talk
 
 HISTORY = "Each question is answered on its own: the model was trained on single turns and is shown no earlier ones."
 KEYS = "Ctrl-C stops an answer. Ctrl-C or Ctrl-D at the prompt ends the talk."
-NO_PICTURE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters but tab and line feed
 
 
 def read_words():
@@ -33,7 +35,7 @@ def read_words():
         prog="python -m tools.chat",
         description=f"Talk to the fine-tuned model. {HISTORY} {KEYS}",
         epilog="Sampling: section chat of params.yaml, its seed set anew for each answer. "
-        "With make: make chat ADAPTER=qlora; make chat ONCE='猫は好き?' (a $ is written $$ there).",
+        "With make: make chat ADAPTER=qlora; make chat SERVER=vllm; make chat ONCE='猫は好き?' ($ is written $$).",
     )
     parser.add_argument(
         "adapter",
@@ -43,6 +45,8 @@ def read_words():
         help="lora (default), qlora, a variant with its arm as in lora-published, or none: the base model alone",
     )
     parser.add_argument("--once", metavar="TEXT", help="answer this one question and end; stdout holds the answer only")
+    parser.add_argument("--server", metavar="NAME", help="ask a running server: " + ", ".join(remote.ADDRESSES))
+    parser.add_argument("--url", help="where that server is, if not on this machine's usual port")
     return parser.parse_args()
 
 
@@ -70,13 +74,6 @@ def choose(adapter):
     return method, folder, data["template"] if template == "corrected" else template
 
 
-def enter(image, terminal):
-    """Become this very command in the environment `image`; returns where that has happened already."""
-    if os.environ.get("REPO_IMAGE") != image:
-        words = ["containers/run", *(["--terminal"] if terminal else []), image]
-        os.execv(words[0], [*words, "python", "-m", "tools.chat", *sys.argv[1:]])
-
-
 class Stopped(Exception):
     """Ended by Ctrl-C between two tokens, where the model is in no half-done state."""
 
@@ -84,13 +81,14 @@ class Stopped(Exception):
 class Stream:
     """Takes the tokens of one answer from `generate` as they are made and hands whole characters on to `write`.
 
-    Not transformers' TextStreamer: it keeps kana back until a space, a line's end or a kanji comes, so that a Japanese
-    sentence arrives at once. What `write` got is, put together, the stripped text of all tokens.
+    What `write` got is, put together, the stripped text of all tokens.
     """
 
     def __init__(self, tokenizer, write):
-        self.tokenizer, self.write = tokenizer, write
-        self.ids, self.times, self.shown, self.stopped = None, [], 0, False
+        # Not cleaned up, which moves spaces that were written already: "do n" becomes "don't".
+        plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        self.text, self.write = Text(lambda ids: tokenizer.decode(ids, **plain)), write
+        self.ids, self.times, self.stopped = None, [], False
 
     def put(self, value):
         if self.ids is None:  # the first call brings the prompt
@@ -98,14 +96,8 @@ class Stream:
         else:
             self.ids += value.tolist()
             self.times.append(time.monotonic())
-            # Not cleaned up, which moves spaces that were written already: "do n" becomes "don't".
-            text = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            # A character of several tokens is U+FFFD until its last one is there.
-            text = text.rstrip("\ufffd").strip()
-            # With byte fallback the characters before an unfinished one turn to U+FFFD too: text is shorter then.
-            if len(text) > self.shown:
-                self.write(NO_PICTURE.sub("\ufffd", text[self.shown :]))
-                self.shown = len(text)
+            if new := self.text.of(self.ids):
+                self.write(pictured(new))
         if self.stopped:
             raise Stopped
 
@@ -140,14 +132,6 @@ def load(method, folder):
     return (PeftModel.from_pretrained(model, folder) if folder else model).eval(), tokenizer
 
 
-def show(piece):
-    print(piece, end="", flush=True)
-
-
-def say(text):
-    print(text, file=sys.stderr, flush=True)
-
-
 def answer_in_terminal(model, tokenizer, text, p):
     """One answer on stdout, one dim line with its measures on stderr; Ctrl-C ends the answer."""
     stream = Stream(tokenizer, show)
@@ -159,73 +143,63 @@ def answer_in_terminal(model, tokenizer, text, p):
         signal.signal(signal.SIGINT, before)
     print(flush=True)
     cut = len(stream.times) == p.max_new_tokens and stream.ids[-1] != tokenizer.eos_token_id
-    sentence = as_sentence(stream.times, begun, stream.stopped, cut)
-    say(f"\x1b[2m{sentence}\x1b[0m" if sys.stderr.isatty() else sentence)
+    say_dim(as_sentence(stream.times, begun, stream.stopped, cut))
 
 
-@contextlib.contextmanager
-def in_front():
-    """Inside, Ctrl-C reaches this process alone. `make` in the same group would take it as its own end, and say so."""
-    group = os.getpgrp()
-    try:
-        others = os.tcgetpgrp(0) == group != os.getpid()
-    except OSError:  # no terminal
-        others = False
-    if not others:
-        yield
-        return
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else giving the terminal back would stop this process
-    signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z: the shell knows `make` only, and could not wake this one
-    os.setpgid(0, 0)
-    os.tcsetpgrp(0, os.getpid())
-    try:
-        yield
-    finally:
-        os.tcsetpgrp(0, group)
+def from_model(method, folder, p):
+    """(what answers one prompt for a script, what answers one in a talk), with the model loaded here."""
+    model, tokenizer = load(method, folder)
+
+    def once(text):
+        ask(model, tokenizer, text, p, Stream(tokenizer, show))
+        print()
+
+    return once, lambda text: answer_in_terminal(model, tokenizer, text, p)
 
 
-def talk(reply):
-    """Read questions until Ctrl-D or Ctrl-C and hand each to `reply`."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  input() then edits lines, wide characters too
-    person = sys.stdin.isatty() and sys.stdout.isatty()
-    try:
-        while True:
-            question = input("> " if person else "")
-            if question.strip():
-                reply(question)
-    except (EOFError, KeyboardInterrupt):
-        if person:
-            print()
+def from_server(words, folder, p):
+    """The same two with a running server."""
+    adapter = None if folder is None else words.adapter
+    client = remote.connect(words.server, words.url, adapter, folder)
+
+    def once(text):
+        if remote.reply(client, text, adapter, p)["stopped"]:
+            sys.exit(130)
+
+    return once, lambda text: remote.reply(client, text, adapter, p)
 
 
 def main():
     words = read_words()
     p = read_params(Chat)
     method, folder, template = choose(words.adapter)
-    enter(load_yaml("containers/images.yaml")["images"]["pytorch"], terminal=words.once is None)
+    images = load_yaml("containers/images.yaml")["images"]
+    enter(images["client" if words.server else "pytorch"], words.once is None, "tools.chat")
 
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head -1` is no error
     sys.stdin.reconfigure(errors="surrogateescape")
     sys.stdout.reconfigure(errors="replace")
     base = read_json(results("base_model") / "metrics.json")
     system = read_json(results("dataset") / "metrics.json")["system_prompt"]
-    say(f"{base['name']} with {f'the adapter {folder}' if folder else 'no adapter'}, template {template}")
+    where = f"{words.server} serves " if words.server else ""
+    say(f"{where}{base['name']} with {f'the adapter {folder}' if folder else 'no adapter'}, template {template}")
     if base["weights"] == "random":
         say("Its weights are random: its answers mean nothing.")
-    model, tokenizer = load(method, folder)
 
     def as_prompt(question):
         # Bytes that are no text in the terminal's encoding become question marks.
         return prompt_text(template, system, question.encode("utf-8", "replace").decode())
 
+    if words.server:
+        once, reply = from_server(words, folder, p)
+    else:
+        once, reply = from_model(method, folder, p)
     if words.once is not None:
-        ask(model, tokenizer, as_prompt(words.once), p, Stream(tokenizer, show))
-        print()
+        once(as_prompt(words.once))
         return
     say(f"{HISTORY}\n{KEYS}")
     with in_front():
-        talk(lambda question: answer_in_terminal(model, tokenizer, as_prompt(question), p))
+        talk(lambda question: reply(as_prompt(question)))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ class RequestOptions(ContinuousBatchingLogitsProcessor):
         return torch.zeros(len(self.states), dtype=torch.int32)
 
     def __call__(self, scores, tensor_arg):
-        for row, state in zip(scores, self.states, strict=True):
+        # More rows than states: behind them come those of prompts that are read in parts, which make no token yet.
+        for row, state in zip(scores, self.states, strict=False):
             options = state.logit_processor_kwargs
             made = state.generated_len()
             if made < options["min_tokens"] and options["end_id"] >= 0:

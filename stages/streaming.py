@@ -1,0 +1,207 @@
+"""
+The writeup's three streaming prompts to one idle server, and what one BLS instance does to two requests at once:
+python -m stages.streaming SERVER SERVER_IMAGE CLIENT_IMAGE
+
+in:   data/streaming_prompts.json, results/<profile>/base_model, results/<profile>/dataset/metrics.json (the template),
+      results/<profile>/machine/machine.json, for triton results/<profile>/repository/base
+out:  results/<profile>/streaming/SERVER/streaming.json   times by client and prompt, and by BLS instances
+      results/<profile>/streaming/SERVER/raw/              what was asked and answered, the servers' logs
+
+The base model answers, as in the writeup, whose client names no adapter. Medians, with the range beside them.
+"""
+
+import re
+import shutil
+import signal
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+
+from stages.dataset import prompt_text
+from stages.servers import SERVERS, URL
+from stages.serving import run_client, serving
+from stages.stage import UserError, read_json, read_params, results, run, write_json, write_metrics
+from stages.streams import CLIENTS, Request
+
+CLIENTS_OF = {"triton": {"triton": URL, "triton-stream": "127.0.0.1:8001"}, "vllm": {"vllm": URL}}
+BLS = "tensorrt_llm_bls"
+
+
+@dataclass
+class Streaming:
+    servers: list
+    prompts: str
+    max_new_tokens: int
+    repeats: int
+    bls_instances: list
+    bls_concurrency: list
+    bls_requests: int
+    bls_tokens: int
+    seed: int
+    ready_seconds: int
+    client_seconds: int
+    server_options: list
+
+    def __post_init__(self):
+        if unknown := [name for name in self.servers if name not in CLIENTS_OF]:
+            raise UserError(f"params.yaml: streaming.servers has {unknown[0]!r}; use {', '.join(CLIENTS_OF)}")
+        for name in ("max_new_tokens", "repeats", "bls_requests", "bls_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"params.yaml: streaming.{name} is {getattr(self, name)}; use 1 or more")
+        for name in ("bls_instances", "bls_concurrency"):
+            if any(type(one) is not int or one < 1 for one in getattr(self, name)):
+                raise UserError(f"params.yaml: streaming.{name} is {getattr(self, name)}; use whole numbers from 1")
+
+
+def load(client, url, requests, concurrency=1, **model):
+    """One entry of what stages/streams.py is asked."""
+    words = {"url": url, "model_dir": str(results("base_model") / "model"), "adapters": {}, **model}
+    return {"client": client, "words": words, "concurrency": concurrency, "requests": [asdict(one) for one in requests]}
+
+
+def prompt_loads(p, kind, prompts):
+    """Every prompt once to warm up, then `repeats` times in turn, by each client of the server."""
+    asked = [Request(text, None, p.max_new_tokens, 0, 0.0, 1.0, p.seed) for text in prompts.values()]
+    return [load(client, url, asked * (1 + p.repeats)) for client, url in CLIENTS_OF[kind].items()]
+
+
+def bls_cases(p):
+    """(case, model, instances, concurrency): the ensemble and every instance count, at every concurrency."""
+    models = {"ensemble": None, **{f"{BLS}_{count}": count for count in p.bls_instances}}
+    return [
+        (f"{model.removeprefix('tensorrt_llm_')}-{concurrency}", model, count, concurrency)
+        for concurrency in p.bls_concurrency
+        for model, count in models.items()
+    ]
+
+
+def bls_loads(p, text):
+    """One round to warm up and the measured ones, for each case."""
+    asked = Request(text, None, p.bls_tokens, p.bls_tokens, 0.0, 1.0, p.seed)
+    url, loads = CLIENTS_OF["triton"]["triton-stream"], []
+    for _, model, _, concurrency in bls_cases(p):
+        for rounds in (1, p.bls_requests):
+            loads.append(load("triton-text", url, [asked] * (concurrency * rounds), concurrency, model=model))
+    return loads
+
+
+def write_bls_models(source, out, counts):
+    """A model repository of BLS models that differ in the number of instances only, named after it."""
+    for count in counts:
+        shutil.copytree(source, out / f"{BLS}_{count}", ignore=shutil.ignore_patterns("__pycache__"))
+        config = out / f"{BLS}_{count}" / "config.pbtxt"
+        text, named = re.subn(rf'(?m)^name: "{BLS}"', f'name: "{BLS}_{count}"', config.read_text())
+        text, counted = re.subn(r"\bcount: *\d+", f"count: {count}", text)
+        if (named, counted) != (1, 1):
+            raise UserError(f"{source}/config.pbtxt: want one name and one count in it, found {named} and {counted}")
+        config.write_text(text)
+
+
+def spread(name, values):
+    """{name: median, name_min, name_max}; None where nothing was measured."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return {name: None, f"{name}_min": None, f"{name}_max": None}
+    return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+
+
+def by_prompt(client, told, prompts):
+    """One row a prompt of a client's answers, the first of each left out; a client that does not stream has no TTFT."""
+    rows = []
+    for number, name in enumerate(prompts):
+        answers = told["answers"][number :: len(prompts)][1:]
+        firsts = [one["ttft_seconds"] if CLIENTS[client].streams else None for one in answers]
+        rates = [one["tokens"] / one["seconds"] if one["tokens"] else None for one in answers]
+        rows.append(
+            {
+                "prompt": name,
+                **spread("ttft_seconds", firsts),
+                **spread("seconds", [one["seconds"] for one in answers]),
+                **spread("tokens_per_second", rates),
+                "tokens": answers[0]["tokens"],
+                "tokens_counted": CLIENTS[client].counts,
+                "same_text_every_time": len({one["text"] for one in answers}) == 1,
+                "text": answers[0]["text"],
+            }
+        )
+    return rows
+
+
+def by_case(p, told):
+    """One row a BLS case: TTFT, and the tokens of all requests over the wall time."""
+    rows = []
+    for (case, model, count, concurrency), one in zip(bls_cases(p), told[1::2], strict=True):
+        row = {"case": case, "model": model, "instances": count, "concurrency": concurrency}
+        firsts = spread("ttft_ms", [1000 * answer["ttft_seconds"] for answer in one["answers"]])
+        rate = len(one["answers"]) * p.bls_tokens / one["wall_seconds"]
+        rows.append({**row, "requests": len(one["answers"]), **firsts, "tokens_per_second": rate})
+    return rows
+
+
+def measure(p, kind, images, out):
+    """Start the server once and ask it everything; returns what streaming.json says."""
+    data = read_json(results("dataset") / "metrics.json")
+    prompts = {
+        name: prompt_text(data["template"], data["system_prompt"], text) for name, text in read_json(p.prompts).items()
+    }
+    server = SERVERS[kind]("base")
+    loads = prompt_loads(p, kind, prompts)
+    command = ["containers/run", images[0], *server.command(p.server_options)]
+    if kind == "triton":
+        write_bls_models(results("repository") / "base" / "models" / BLS, out / "models", p.bls_instances)
+        command += ["--model-repository", str(out / "models")]
+        loads += bls_loads(p, next(iter(prompts.values())))
+    ask, told = out / "raw" / "ask.json", out / "raw" / "told.json"
+    write_json(ask, loads)
+    client = ["containers/run", images[1], "python3", "-m", "stages.streams", str(ask), str(told)]
+    print(f"streaming: starting {images[0]}", flush=True)
+    with serving(server, command, out / "raw" / "server.log", p.ready_seconds) as (process, ready):
+        engine, is_stand_in = server.engine()
+        print(f"streaming: {engine} is ready after {ready:.0f} s", flush=True)
+        run_client("streams.py", client, out / "raw" / "client.log", process, p.client_seconds)
+    shutil.rmtree(out / "models", ignore_errors=True)
+    told = read_json(told)
+    clients = list(CLIENTS_OF[kind])
+    found = {name: by_prompt(name, one, prompts) for name, one in zip(clients, told, strict=False)}
+    bls = by_case(p, told[len(clients) :]) if kind == "triton" else None
+    return {"engine": engine, "engine_is_stand_in": is_stand_in, "server_command": command, **found, "bls": bls}
+
+
+def main():
+    if len(sys.argv) != 4 or sys.argv[1] not in CLIENTS_OF:
+        known = ", ".join(CLIENTS_OF)
+        raise UserError(
+            f"usage: python -m stages.streaming SERVER SERVER_IMAGE CLIENT_IMAGE, with SERVER one of {known}"
+        )
+    kind, *images = sys.argv[1:]
+    p = read_params(Streaming)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `finally`, as with Ctrl-C
+    out = results("streaming") / kind
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "raw").mkdir(parents=True)
+
+    base = read_json(results("base_model") / "metrics.json")
+    facts = {"server": kind, "base_model": {name: base[name] for name in ("name", "weights", "parameters")}}
+    facts |= {"max_new_tokens": p.max_new_tokens, "repeats": p.repeats, "not_measured": None}
+    reason = (
+        f"params.yaml: streaming.servers has no {kind}" if kind not in p.servers else SERVERS[kind]("base").not_built()
+    )
+    if reason:
+        write_metrics(
+            out / "streaming.json", {**facts, "engine": None, "engine_is_stand_in": False, "not_measured": reason}
+        )
+        print(f"streaming: {kind} is not measured ({reason})")
+        return
+    found = measure(p, kind, images, out)
+    write_metrics(out / "streaming.json", {**facts, **found})
+    for name in CLIENTS_OF[kind]:
+        for row in found[name]:
+            first = f"first token after {row['ttft_seconds']:.3f} s, " if row["ttft_seconds"] else ""
+            print(f"streaming: {name}, {row['prompt']}: {first}{row['tokens']} tokens in {row['seconds']:.2f} s")
+    for row in found["bls"] or []:
+        rate = f"{row['tokens_per_second']:.1f} tokens/s"
+        print(f"streaming: {row['case']}: first token after {row['ttft_ms']:.0f} ms, {rate}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,112 @@
+"""The stage multilora: the adapter that each request names, the proof that it got it, adapters with random weights."""
+
+import json
+import subprocess
+from collections import Counter
+
+import pytest
+from conftest import REPO, run_in, set_params
+
+from stages.multilora import Multilora, compared, drawn
+from stages.stage import UserError, read_json, write_json
+
+P = {"servers": ["vllm"], "prompts": "data/multilora_prompts.json", "proof_tokens": 10, "adapters": [1, 4],
+     "ranks": [8], "target_modules": ["q_proj"], "popularity": ["uniform"], "max_loras": 2, "questions": "q",
+     "concurrency": 1, "requests": 1, "output_tokens": 1, "seed": 1, "ready_seconds": 1, "client_seconds": 1,
+     "server_options": []}  # fmt: skip
+
+
+# The proof.
+
+
+def rows(*answers):
+    return [
+        {"prompt": prompt, "adapter": adapter, "together": together, "alone": alone}
+        for prompt, adapter, together, alone in answers
+    ]
+
+
+def test_an_answer_of_another_adapter_is_found():
+    same = [("p", None, "base", "base"), ("p", "lora", "one", "one"), ("p", "qlora", "two", "two")]
+    assert compared(rows(*same)) == {"requests": 3, "same_as_alone": 3, "different_answers": 3, "with_an_adapter": 2,
+                                     "other_than_adapter_off": 2}  # fmt: skip
+    mixed = compared(rows(*same[:2], ("p", "qlora", "one", "two")))
+    assert (mixed["same_as_alone"], mixed["different_answers"]) == (2, 2)
+
+
+def test_an_adapter_that_changes_nothing_proves_nothing_and_is_counted_so():
+    silent = compared(rows(("p", None, "base", "base"), ("p", "lora", "base", "base"), ("p", "qlora", "base", "base")))
+    assert silent["same_as_alone"] == 3 and silent["other_than_adapter_off"] == 0 == silent["different_answers"] - 1
+
+
+def test_the_six_prompts_are_the_writeups_two_three_times_each():
+    prompts = json.loads((REPO / "data" / "multilora_prompts.json").read_text())
+    assert [prompts.count(one) for one in dict.fromkeys(prompts)] == [3, 3] and prompts[:3] == [prompts[0]] * 3
+
+
+# The study.
+
+
+def test_skewed_requests_name_the_first_adapter_most_and_uniform_ones_all_alike():
+    names = [f"random-{number}" for number in range(8)]
+    skewed, uniform = (Counter(drawn(names, kind, 8000, 1)) for kind in ("skewed", "uniform"))
+    assert skewed["random-0"] / skewed["random-7"] == pytest.approx(8, rel=0.25)
+    assert uniform["random-0"] / uniform["random-7"] == pytest.approx(1, rel=0.15)
+    assert drawn(names, "skewed", 50, 1) == drawn(names, "skewed", 50, 1) != drawn(names, "skewed", 50, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ranks": [4]}, r"multilora.ranks is \[4\]; vLLM takes 8, 16"),
+        ({"adapters": [4, 1]}, r"multilora.adapters is \[4, 1\]; use growing numbers from 1"),
+        ({"popularity": ["zipf"]}, "multilora.popularity has 'zipf'; use uniform, skewed"),
+        ({"servers": ["tgi"]}, "multilora.servers has 'tgi'; use triton, vllm"),
+    ],
+)
+def test_wrong_parameters_say_what_to_mend(values, message):
+    with pytest.raises(UserError, match=message):
+        Multilora(**{**P, **values})
+
+
+def test_no_more_slots_than_adapters():
+    assert Multilora(**P).slots == 2 and Multilora(**{**P, "max_loras": 64}).slots == 4
+
+
+def test_a_server_that_is_left_out_stands_as_not_measured(tree):
+    base = {"name": "tiny", "weights": "random", "parameters": 1}
+    write_json(tree / "results" / "embedded" / "base_model" / "metrics.json", base)
+    set_params(tree, multilora={"servers": []})
+    done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.multilora", "vllm", "venv:a", "venv:b")
+    assert done.returncode == 0, done.stderr
+    written = read_json(tree / "results" / "embedded" / "multilora" / "vllm" / "multilora.json")
+    assert (written["engine"], written["not_measured"]) == (None, "params.yaml: multilora.servers has no vllm")
+
+
+# Adapters with random weights.
+
+
+def random_lora(model, out, *words):
+    command = ["containers/run", "venv:client", "python3", "containers/client/random_lora.py", model, out, *words]
+    return subprocess.run([str(word) for word in command], cwd=REPO, capture_output=True, text=True)
+
+
+def test_the_seed_makes_an_adapter_again_byte_for_byte_and_the_rank_its_size(base_model, tmp_path):
+    model = base_model / "model"
+    for out, rank in (("a", 8), ("b", 8), ("c", 16)):
+        done = random_lora(model, tmp_path / out, 2, rank, 42, "q_proj", "v_proj")
+        assert done.returncode == 0, done.stderr
+    first, again, second, larger = (
+        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("a/0", "b/0", "a/1", "c/0")
+    )
+    assert first == again != second
+    # 30 layers of SmolLM2: q from 576 to 576, v from 576 to 192, two bytes each; the rest is the files' heads.
+    numbers = 30 * 8 * (576 + 576 + 576 + 192)
+    assert 0 <= len(first) - 2 * numbers < 20_000 and len(larger) - len(first) == pytest.approx(2 * numbers, abs=1000)
+    config = read_json(tmp_path / "c" / "0" / "adapter_config.json")
+    assert (config["r"], config["target_modules"]) == (16, ["q_proj", "v_proj"])
+
+
+def test_a_module_that_the_model_has_not_is_named(base_model, tmp_path):
+    done = random_lora(base_model / "model", tmp_path / "a", 1, 8, 42, "q_proj", "c_attn")
+    assert done.returncode == 1 and "no weight of the model belongs to c_attn" in done.stderr
