@@ -20,7 +20,7 @@ import pytest
 from conftest import ONE_THREAD, REPO, copy_tree, run_in, set_params, variables
 
 from stages.multilora import load_adapter
-from stages.servers import URL, Triton, Vllm, answer, read_counters
+from stages.servers import URL, Triton, Vllm, answer, read_metrics
 from stages.serving import serving
 from stages.stage import write_json
 from stages.streams import Request
@@ -280,12 +280,12 @@ class TestTriton:
         assert answered["text_output"] == PROMPTS[0] + expected[0][0]
 
     def test_the_end_token_ends_an_answer_but_not_before_min_tokens(self, triton, expected):
-        before = read_counters(triton)
+        before = read_metrics(triton, triton.counters)
         # The id of the model's first answer token, a space, is declared to be the end.
         first = generate(PROMPTS[1], max_tokens=1)["text_output"]
         ended = generate(PROMPTS[1], end_id=216)["text_output"]
         pinned = generate(PROMPTS[1], end_id=216, min_tokens=TOKENS)["text_output"]
-        after = read_counters(triton)
+        after = read_metrics(triton, triton.counters)
         assert (first, ended) == (" ", " ")
         assert expected[0][1].startswith(" ") and pinned.strip()
         # Another way was taken at the first token, and the length is the one asked for.
@@ -320,11 +320,11 @@ class TestTriton:
         assert [answers[task] for task in (0, 1, 2)] == [told[0] for told in expected]
 
     def test_a_cancelled_request_leaves_the_batch(self, triton):
-        before = read_counters(triton)
+        before = read_metrics(triton, triton.counters)
         tree_of(REPO, "venv:client", "-c", CANCEL)
         generate(PROMPTS[0], max_tokens=4)
         time.sleep(1)
-        after = read_counters(triton)
+        after = read_metrics(triton, triton.counters)
         # The cancelled one wanted 2,000 tokens; it is neither counted nor still running.
         assert (after["requests"] - before["requests"], after["output_tokens"] - before["output_tokens"]) == (1, 4)
         took = time.monotonic()
@@ -388,11 +388,11 @@ class TestVllm:
         assert answers == expected
 
     def test_vllm_makes_the_pinned_length_and_counts_it(self, vllm):
-        before = read_counters(vllm)
+        before = read_metrics(vllm, vllm.counters)
         for prompt in PROMPTS:
             usage = complete("lora", prompt, ignore_eos=True, min_tokens=40, max_tokens=40)["usage"]
             assert usage["completion_tokens"] == 40
-        after = read_counters(vllm)
+        after = read_metrics(vllm, vllm.counters)
         assert after["output_tokens"] - before["output_tokens"] == 40 * len(PROMPTS)
         assert after["requests"] - before["requests"] == len(PROMPTS)
 
