@@ -300,10 +300,15 @@ def main():
         left_out = left_out or (None if kind in p.servers else f"params.yaml: bench.servers has no {kind}")
         if reason := left_out or asked.server(server)[0].not_built():
             reasons[server] = reason
-            not_measured(out, what_was_asked(name, asked, server, images), reason)
     asked.servers = [server for server in asked.servers if server not in reasons]
-    if not asked.servers:
-        return
+    if asked.servers:
+        measured(out, name, asked, images)
+    for server, reason in reasons.items():
+        not_measured(out, what_was_asked(name, asked, server, images), reason)
+
+
+def measured(out, name, asked, images):
+    """Run the experiment to its end, or to the end of BUDGET, and write what there is."""
     work = work_dir(f"bench-{name}", key(asked, images))
     try:
         sweep(name, asked, images, work)

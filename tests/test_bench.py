@@ -379,7 +379,7 @@ def test_a_missing_adapter_is_named_before_anything_starts(embedded):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"servers": ["tgi"]}, "bench.servers has 'tgi'; use triton, vllm, triton-fp8, vllm-fp8"),
+        ({"servers": ["tgi"]}, "bench.servers has 'tgi'; use triton, vllm, trtllm, triton-fp8, vllm-fp8, trtllm-fp8"),
         ({"servers": ["vllm-fp9"]}, "bench.servers has 'vllm-fp9'; use"),
         ({"lengths": [[64]]}, r"bench.lengths is \[\[64\]\]; use pairs of tokens in and out, from 1"),
         ({"lengths": [[64, 0]]}, r"bench.lengths is \[\[64, 0\]\]"),

@@ -95,7 +95,7 @@ def test_a_hostile_chat_answer_is_shown_as_text(pages):
 
 
 def test_a_stand_in_is_named_wherever_its_figures_stand(pages):
-    rows = re.findall(r"<tr><td[^>]*>this checkout</td><td[^>]*>triton-base</td>.*?</tr>", pages[0])
+    rows = re.findall(r"<tr><td[^>]*>this checkout</td><td[^>]*>base/triton</td>.*?</tr>", pages[0])
     assert len(rows) == 4
     assert all(
         "Transformers 5.23.0 continuous batching behind Triton 2.51.0 (stand-in for TensorRT-LLM)" in r for r in rows
