@@ -119,7 +119,7 @@ def measure(p, server, point, client_image, process, strangers, work):
         **{name: getattr(point, name) for name in ("concurrency", "input_tokens", "output_tokens")},
     }
     read, seen = points.read_point(raw), watch.summary()
-    checks = certificate(read, asked, counted, seen, strangers)
+    checks = certificate(read, asked, counted, seen, strangers, points.latencies(raw))
     found = {
         "concurrency": point.concurrency,
         "input_tokens_asked": point.input_tokens,

@@ -4,21 +4,25 @@ with a failed check stays in the data and makes no verdict.
 """
 
 import os
+import statistics
 
 # A mean length that is further off than this is another workload than the one asked for.
 LENGTH_TOLERANCE = 0.02
 # Of the requests that should be in flight, so many were, on average over the whole load with its start and its end.
 CONCURRENCY_SHARE = 0.7
+# The last third of the requests may take so much more or less time than the first; with fewer requests nobody can tell.
+DRIFT, DRIFT_REQUESTS = 0.25, 12
 # A client, or other programs, that use more of the machine's cores than this may be what was measured.
 CORES_SHARE = 0.5
 
 
-def certificate(point, asked, counted, seen, strangers):
+def certificate(point, asked, counted, seen, strangers, latencies):
     """[{check, verdict, reason}] of one point; verdict is "pass", "fail" or "unknown".
 
     point: what the client measured; asked: {requests, warmup, concurrency, input_tokens, output_tokens}; counted: the
     server's own counts during the load, warm-up included, with missing ones left out; seen: Watch.summary();
-    strangers: processes on the GPU before the server started, None where that cannot be known.
+    strangers: processes on the GPU before the server started, None where that cannot be known; latencies: seconds of
+    every request in the order of sending, None where the client did not keep them.
     """
     return [
         {"check": name, "verdict": verdict, "reason": reason}
@@ -28,6 +32,7 @@ def certificate(point, asked, counted, seen, strangers):
             "output length": length("output", counted, point["output_tokens"], asked["output_tokens"]),
             "prefix cache": prefix_cache(counted),
             "warm-up": warm_up(asked),
+            "steady": steady(latencies),
             "concurrency": concurrency(point, asked["concurrency"]),
             "client": share("the client", seen["client_cores"]),
             "other programs": share("other programs", seen["other_cores"]),
@@ -77,6 +82,18 @@ def prefix_cache(counted):
 
 def warm_up(asked):
     return "pass" if asked["warmup"] else "fail", f"{asked['warmup']} requests before those that count"
+
+
+def steady(latencies):
+    """Kernels compiled on first use, a cache that fills, a card that heats up: what began is not what ended."""
+    if latencies is None:
+        return "unknown", "the client kept no single requests"
+    if len(latencies) < DRIFT_REQUESTS:
+        return "unknown", f"{len(latencies)} requests are too few to tell, {DRIFT_REQUESTS} are enough"
+    third = len(latencies) // 3
+    first, last = statistics.median(latencies[:third]), statistics.median(latencies[-third:])
+    reason = f"the first third of the requests took {first:.3g} s each, the last {last:.3g} s (medians)"
+    return "fail" if max(first, last) > (1 + DRIFT) * min(first, last) else "pass", reason
 
 
 def concurrency(point, wanted):

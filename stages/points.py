@@ -28,7 +28,8 @@ def read_point(folder):
     """What we report of one point, from genai-perf's JSON under `folder`; None where it has no such number."""
     found = sorted(folder.rglob("*_genai_perf.json"))
     if len(found) != 1:
-        raise UserError(f"{folder}: {len(found)} files *_genai_perf.json, want 1; genai-perf did not finish this point")
+        why = "measure this point again, in an empty folder" if found else "genai-perf did not finish this point"
+        raise UserError(f"{folder}: {len(found)} files *_genai_perf.json, want 1; {why}")
     profile, point = read_json(found[0]), {}
     for name, (key, unit, wanted) in METRICS.items():
         measured = profile.get(key, {})
@@ -39,6 +40,17 @@ def read_point(folder):
     if point["requests"] is None:
         raise UserError(f"{found[0]}: request_count is missing; is it another genai-perf?")
     return {**point, "requests": int(point["requests"])}
+
+
+def latencies(folder):
+    """Seconds from sending a request to the last piece of its answer, in the order of sending, out of what genai-perf
+    keeps of every single request; None where it kept nothing."""
+    found = sorted(folder.rglob("profile_export.json"))
+    if not found:
+        return None
+    requests = [one for experiment in read_json(found[0])["experiments"] for one in experiment["requests"]]
+    answered = [(one["timestamp"], one["response_timestamps"]) for one in requests if one["response_timestamps"]]
+    return [(max(written) - begin) / 1e9 for begin, written in sorted(answered)]
 
 
 def by_server(point, made, watts):

@@ -17,7 +17,7 @@ from conftest import REPO, run_in, set_params
 
 from stages import points, servers, serving
 from stages.bench import client_command, key
-from stages.certificate import certificate
+from stages.certificate import certificate, steady
 from stages.experiments import Bench, Clock, Point, coarse_to_fine, seconds_of, visits, with_experiment
 from stages.stage import UserError
 from stages.watch import Watch, cores
@@ -93,6 +93,43 @@ def test_what_genai_perf_did_not_measure_is_none_and_not_zero(raw):
     assert point["request_latency_ms_p50"] > 0
 
 
+def single_requests(tmp_path, name, change=lambda text: text):
+    """A folder with what genai-perf kept of 12 requests to a server that answers in 80 ms; of the drifting one the
+    first six took 280 ms."""
+    (tmp_path / "profile_export.json").write_text(change((RECORDED / f"{name}_profile_export.json").read_text()))
+    return points.latencies(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "verdict", "first"), [("steady", "pass", 0.08), ("drifting", "fail", 0.28)])
+def test_a_server_that_gets_faster_while_it_is_measured_is_found_in_genai_perfs_own_record(
+    tmp_path, name, verdict, first
+):
+    latencies = single_requests(tmp_path, name)
+    assert len(latencies) == 12 and latencies[0] == pytest.approx(first, rel=0.05)
+    assert steady(latencies)[0] == verdict
+
+
+def test_requests_count_in_the_order_of_sending_and_not_of_the_file(tmp_path):
+    def backwards(text):
+        data = json.loads(text)
+        data["experiments"][0]["requests"].reverse()
+        return json.dumps(data)
+
+    assert single_requests(tmp_path, "drifting", backwards) == single_requests(tmp_path, "drifting")
+
+
+def test_a_record_of_single_requests_that_is_cut_short_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"profile_export\.json: not whole"):
+        single_requests(tmp_path, "steady", lambda text: text[:5000])
+
+
+def test_two_summaries_of_one_point_are_not_averaged_but_refused(raw):
+    folder = raw("vllm")
+    shutil.copytree(folder / "a-run", folder / "b-run")
+    with pytest.raises(UserError, match="2 files .*, want 1; measure this point again, in an empty folder"):
+        points.read_point(folder)
+
+
 # Is it the work that was asked for?
 
 POINT = {"requests": 8, "input_tokens": 64.0, "output_tokens": 32.0, "requests_per_second": 2.0,
@@ -103,11 +140,12 @@ SEEN = {"client_cores": 0.1, "other_cores": 0.1, "gpu_slowed": [], "gpu_sm_mhz":
         "gpu_celsius_max": 61, "gpu_capped": 0.25}  # fmt: skip
 
 
-def checked(point=None, asked=None, counted=None, seen=None, strangers=()):
+def checked(point=None, asked=None, counted=None, seen=None, strangers=(), latencies=(2.0,) * 12):
     """{check: (verdict, reason)} of a good point on a GPU with some of its figures changed."""
     counted = COUNTED | (counted or {})
     counted = {name: value for name, value in counted.items() if value is not None}
-    checks = certificate(POINT | (point or {}), ASKED | (asked or {}), counted, SEEN | (seen or {}), strangers)
+    point, asked, seen = POINT | (point or {}), ASKED | (asked or {}), SEEN | (seen or {})
+    checks = certificate(point, asked, counted, seen, strangers, latencies)
     return {one["check"]: (one["verdict"], one["reason"]) for one in checks}
 
 
@@ -133,6 +171,12 @@ def test_a_point_that_did_what_was_asked_on_a_quiet_gpu_passes_every_check():
         ({"counted": {"cache_hits": 320.0}}, "prefix cache", "fail", "320 prompt tokens came from the prefix cache"),
         ({"counted": {"cache_hits": None}}, "prefix cache", "unknown",
          "the server does not tell how many prompt tokens it had cached"),
+        ({"latencies": (3.0,) * 4 + (2.0,) * 8}, "steady", "fail",
+         "the first third of the requests took 3 s each, the last 2 s (medians)"),
+        ({"latencies": (2.0,) * 8 + (2.51,) * 4}, "steady", "fail", "the first third"),
+        ({"latencies": (2.4,) * 4 + (9.0, 2.0, 2.0, 2.0) * 2}, "steady", "pass", "the first third"),
+        ({"latencies": (9.0, 2.0) * 5}, "steady", "unknown", "10 requests are too few to tell, 12 are enough"),
+        ({"latencies": None}, "steady", "unknown", "the client kept no single requests"),
         ({"asked": {"warmup": 0}}, "warm-up", "fail", "0 requests before those that count"),
         ({"point": {"requests_per_second": 1.2}}, "concurrency", "fail",
          "2.40 requests in flight on average, 4 were asked for"),
