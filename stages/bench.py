@@ -31,6 +31,7 @@ from stages.experiments import Bench, Clock, key_of, seconds_of, visits, with_ex
 from stages.random_model import INDEX
 from stages.servers import OURS, read_metrics, served_model, shape_file
 from stages.serving import run_client, serving, session
+from stages.shapes import dimensions
 from stages.stage import (
     UserError,
     fingerprint,
@@ -47,6 +48,9 @@ from stages.watch import Watch, gpu_strangers
 
 # Files whose change makes a finished point another measurement.
 MEASURING = ("bench.py", "certificate.py", "points.py", "servers.py", "watch.py")
+# What points.json says of a server that never ran.
+NOT_STARTED = {"engine": None, "engine_is_stand_in": False, "weights_format": None, "kv_format": None,
+               "server_ready_seconds": None, "server_command": None}  # fmt: skip
 
 
 def client_command(p, server, point, work):
@@ -206,8 +210,10 @@ def start(name, p, server_name, images, work, clock, stack):
     print(f"{name}: starting {server_name} in {image}", flush=True)
     process, ready = stack.enter_context(serving(server, command, work / f"{server_name}.log", p.ready_seconds))
     engine, is_stand_in = server.engine()
-    facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "server_ready_seconds": round(ready, 1)}
-    write_json(work / "servers" / f"{server_name}.json", facts | {"server_command": command})
+    weights, cache = server.formats(options)
+    facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "weights_format": weights, "kv_format": cache}
+    told = {"server_ready_seconds": round(ready, 1), "server_command": command}
+    write_json(work / "servers" / f"{server_name}.json", facts | told)
     clock.seconds["ready"][server_name] = ready
     print(f"{name}: {engine} is ready after {ready:.0f} s", flush=True)
     return server, process
@@ -260,23 +266,25 @@ def what_was_asked(name, p, server_name, images):
         "base_model": model_facts(p.model),
         "input_tokens_asked": p.lengths[0][0],
         "output_tokens_asked": p.lengths[0][1],
-        "settings": {key: getattr(p, key) for key in settings},
+        "settings": {key: getattr(p, key) for key in settings}
+        | {"client_arms": {name: p.client_arms[name] for name in p.arms}},
     }
 
 
 def model_facts(model):
-    """{name, weights} of what is served; a shape's weights are whatever the server fills in."""
+    """{name, weights, parameters, config} of what is served."""
     if model in OURS:
         base = read_json(results("base_model") / "metrics.json")
-        return {name: base[name] for name in ("name", "weights", "parameters")}
+        config = read_json(results("base_model") / "model" / "config.json")
+        return {name: base[name] for name in ("name", "weights", "parameters")} | {"config": dimensions(config)}
     shape, weights = model.split(":")
-    return {"name": f"{shape} shape", "weights": "random", "parameters": None, "shape": shape, "format": weights}
+    facts = {"name": f"{shape} shape", "weights": "random", "parameters": None, "shape": shape, "format": weights}
+    return facts | {"config": dimensions(read_json(shape_file(model)))}
 
 
 def not_measured(out, facts, reason):
     """points.json of a server that is not measured, with the reason."""
-    nothing = {"engine": None, "engine_is_stand_in": False, "server_ready_seconds": None, "server_command": None}
-    write_metrics(out / facts["server"] / "points.json", {**facts, **nothing, "not_measured": reason, "points": []})
+    write_metrics(out / facts["server"] / "points.json", {**facts, **NOT_STARTED, "not_measured": reason, "points": []})
     print(f"{facts['experiment']}, {facts['server']}: not measured ({reason})")
 
 
@@ -321,7 +329,7 @@ def measured(out, name, asked, images):
     shutil.copytree(work, out, ignore=shutil.ignore_patterns("points", "servers"), dirs_exist_ok=True)
     for server in asked.servers:
         made = work / "servers" / f"{server}.json"
-        facts = read_json(made) if made.exists() else {"engine": None, "engine_is_stand_in": False}
+        facts = read_json(made) if made.exists() else NOT_STARTED
         publish(out, work, asked, server, {**what_was_asked(name, asked, server, images), **facts})
     if all((work / "points" / f"{point}.json").exists() for _, group in visits(asked) for point in group):
         shutil.rmtree(work)

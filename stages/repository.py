@@ -28,6 +28,8 @@ LOCK = Path("containers/triton/requirements.txt")
 MODELS = ("base", "lora")
 # From 1: NVIDIA's client drops a task id of 0, and the stand-in reads 0 as the base model.
 TASKS = {1: "lora", 2: "qlora"}
+# What engine.weights makes, by its name in stages/roofline.py; ModelOpt's AWQ has a scale and no zero for 128 weights.
+FORMATS = {"int4_awq": "int4-g128", "full": "bf16"}
 # Longer sequences than the base model was made for are refused; so are longer ones than this, for the sake of memory.
 MAX_SEQUENCE_TOKENS = 2048
 
@@ -189,6 +191,8 @@ def write_tensorrtllm(p, out, model):
         "engine_is_stand_in": False,
         "stands_in_for": None,
         "engine_variant": p.engine_variant,
+        "weights_format": FORMATS[engine["key"]["flags"]["weights"]],
+        "kv_format": "int8" if engine["key"]["flags"]["int8_kv_cache"] else "bf16",
         "max_batch_size": engine["max_batch_size"],
         "world_size": engine["tp_size"],
         "adapters": tasks,

@@ -12,6 +12,7 @@ from stages.stage import UserError, flags, read_json, results, work_folder
 URL = "http://127.0.0.1:8000"
 ADAPTERS = ("lora", "qlora")  # variants of the fine-tuning; the first is the one that RUN=...-lora asks for
 SHARED_MEMORY = "bench_triton_"  # begins the names of Triton's regions in /dev/shm
+FORMATS = {"bfloat16": "bf16", "float16": "bf16"}  # what config.json calls a number: what stages/roofline.py does
 
 
 @dataclass
@@ -64,6 +65,12 @@ class Triton:
             "backend": "tensorrtllm",
             "extra-inputs": [*([f"min_tokens:{output_tokens}"] if p.pinned else []), *adapter],
         }
+
+    def formats(self, options):
+        """(of the weights, of keys and values), by their names in stages/roofline.py; None where it has none."""
+        built = self.built
+        stand_in = built["engine_is_stand_in"]  # loads the model as it is
+        return (saved_format(),) * 2 if stand_in else (built["weights_format"], built["kv_format"])
 
     def engine(self):
         """(name with version, is it a stand-in) of what answers; asks the running server."""
@@ -142,6 +149,11 @@ class Vllm:
             "extra-inputs": [*pinned, "temperature:0"],
         }
 
+    def formats(self, options):
+        weights = saved_format() if self.model in OURS else self.model.split(":")[1]
+        cache = "fp8" if any(word.startswith("--kv-cache-dtype=fp8") for word in options) else "bf16"
+        return "fp8" if "--quantization=fp8" in options else weights, cache
+
     def engine(self):
         return f"vLLM {answer('/version')['version']}", False
 
@@ -183,6 +195,9 @@ class Trtllm:
             "extra-inputs": json.dumps(extra | {"temperature": 0}),
         }
 
+    def formats(self, options):
+        return (saved_format(),) * 2
+
     def engine(self):
         return f"TensorRT-LLM {answer('/version')['version']} (trtllm-serve)", False
 
@@ -194,6 +209,12 @@ OURS = ("base", "lora")  # models of this pipeline; any other is SHAPE:FORMAT
 def served_model(model):
     """The folder that a server loads, and whose tokenizer counts: the base model's, or that of a random shape."""
     return results("base_model") / "model" if model in OURS else work_folder("shapes") / model.replace(":", "-")
+
+
+def saved_format():
+    """The format that the base model's numbers are saved in."""
+    config = read_json(results("base_model") / "model" / "config.json")
+    return FORMATS.get(config.get("dtype"))
 
 
 def shape_file(model):

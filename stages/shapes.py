@@ -26,6 +26,17 @@ class Tensor:
         return math.prod(self.shape)
 
 
+# What of a model's config.json says how large it is.
+DIMENSIONS = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+              "num_attention_heads", "num_key_value_heads", "head_dim", "num_local_experts", "num_experts_per_tok",
+              "layer_types", "sliding_window", "tie_word_embeddings", "attention_bias")  # fmt: skip
+
+
+def dimensions(config):
+    """The part of a config that this file and stages/roofline.py read."""
+    return {name: config[name] for name in DIMENSIONS if name in config}
+
+
 def read_shape(name, where, model_type=None):
     """The config in data/shapes/NAME.json; UserError names those there are (of `model_type`, where one is wanted).
 

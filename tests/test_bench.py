@@ -341,7 +341,7 @@ def embedded(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text("profile: embedded\n")
     files = {
         "machine/machine.json": "{}",
-        "base_model/model/config.json": "{}",
+        "base_model/model/config.json": '{"dtype": "bfloat16", "head_dim": 8, "use_cache": true}',
         "base_model/metrics.json": '{"name": "Tiny", "weights": "random", "parameters": 7}',
         "finetune/lora/adapter/adapter_config.json": '{"r": 4}',
         "finetune/qlora/adapter/adapter_config.json": '{"r": 12}',
@@ -394,6 +394,18 @@ def test_the_writeups_client_sends_its_own_prompts_to_the_chat_endpoint_and_leav
 def test_a_shape_is_served_out_of_a_folder_of_its_own(embedded):
     command = servers.Vllm("gpt-oss-20b:mxfp4").command([])
     assert command[command.index("--model") + 1] == ".work/embedded/shapes/gpt-oss-20b-mxfp4"
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "formats"),
+    [
+        ("base", [], ("bf16", "bf16")),
+        ("llama-2-7b:int4-g128", [], ("int4-g128", "bf16")),
+        ("llama-2-7b:bf16", ["--quantization=fp8", "--kv-cache-dtype=fp8"], ("fp8", "fp8")),
+    ],
+)
+def test_a_point_knows_in_which_format_its_weights_are_served(embedded, model, options, formats):
+    assert servers.Vllm(model).formats(options) == formats
 
 
 def test_an_arm_changes_the_client_and_shares_the_server(embedded):
@@ -562,7 +574,9 @@ def test_a_sweep_writes_points_raw_files_and_what_made_them(bench):
     assert all(point["valid"] and point["server_output_tokens"] == 32.0 for point in written["points"])
     assert written["engine"] == "Fake 1 behind Triton 2.51.0 (stand-in for TensorRT-LLM)"
     assert written["engine_is_stand_in"] is True
-    assert written["base_model"] == {"name": "Tiny", "weights": "random", "parameters": 7}
+    assert written["base_model"] == {"name": "Tiny", "weights": "random", "parameters": 7, "config": {"head_dim": 8}}
+    assert (written["weights_format"], written["kv_format"]) == ("bf16", "bf16")
+    assert written["settings"]["client_arms"] == {"corrected": {}}
     assert written["server_ready_seconds"] > 0 and written["not_measured"] is None
     names = [path.relative_to(out / "raw").parts[0] for path in sorted(out.glob("raw/*/*/*_genai_perf.json"))]
     assert names == ["triton-64-32-c1-corrected-r1", "triton-64-32-c2-corrected-r1", "triton-64-32-c4-corrected-r1"]

@@ -206,7 +206,9 @@ def test_a_prompt_gets_the_bos_of_the_tokenizers_convention_and_never_two(base_m
 # TensorRT-LLM's own skeleton, filled in.
 
 ENGINE = {
-    "not_built": None, "key": {"tensorrt_llm": "1.0.0", "gpu": "sm_90", "image": "host:"}, "tensorrt_llm": "1.0.0",
+    "not_built": None, "tensorrt_llm": "1.0.0",
+    "key": {"tensorrt_llm": "1.0.0", "gpu": "sm_90", "image": "host:",
+            "flags": {"weights": "int4_awq", "int8_kv_cache": True}},
     "max_batch_size": 4, "logits_dtype": "float16", "tp_size": 2,
 }  # fmt: skip
 
@@ -254,6 +256,7 @@ def test_the_skeleton_is_filled_with_what_the_engine_says_of_itself(tensorrt):
     written = json.loads((out / "repository.json").read_text())
     assert (written["engine"], written["engine_is_stand_in"]) == ("TensorRT-LLM 1.0.0", False)
     assert (written["world_size"], written["max_batch_size"]) == (2, 4)
+    assert (written["weights_format"], written["kv_format"]) == ("int4-g128", "int8")
     assert written["adapters"] == {"1": "a", "2": "b"}
 
 
