@@ -1,7 +1,6 @@
 """
-Both servers' curves side by side: throughput, throughput of one user, time to first token, time between tokens. A
-comparison is the ratio of two medians with its 95 % bootstrap interval over the repeats; it is called a difference only
-where the interval leaves out 1 and the ratio is further from 1 than a server's own repeats are from each other.
+Both servers' curves side by side: throughput, throughput of one user, time to first token, time between tokens; what
+counts as a difference stands in stages/comparison.py.
 
 in:   results/<profile>/bench/{base,lora}/*/points.json
 out:  results/<profile>/bench_vllm_vs_trtllm/comparison.{csv,json,svg,png}
@@ -12,7 +11,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import points
+from stages.comparison import compared, counted_by, noise, value
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
 
 PERCENTILES = ("p50", "p90", "p95", "p99")
@@ -22,8 +21,7 @@ STYLES = {"base": "o-", "lora": "s--"}
 GREY = "#999999"
 SAME = ("base_model", "input_tokens_asked", "output_tokens_asked")  # in all runs, or they are not comparable
 EXPERIMENTS = ("base", "lora")
-HIGHER, LOWER, SAME_SPEED = "Triton higher", "vLLM higher", "cannot be told apart"
-NO_INTERVAL = f"no verdict: fewer than {points.REPEATS_NEEDED} repeats"
+NAMES = ("Triton", "vLLM")
 
 
 @dataclass
@@ -61,53 +59,19 @@ def panels(percentile):
     }
 
 
-def value(point, name):
-    """A number of a point or None; the throughput by the server's own count of tokens, where it has one."""
-    counted = point["server_output_tokens_per_second"]
-    return counted if name == "output_tokens_per_second" and counted is not None else point[name]
-
-
-def repeated(point, name):
-    """A number of every valid repeat of a point; an empty list where one of them does not have it."""
-    found = [value(one, name) for one in point["repeats"] if one["valid"]]
-    return [] if None in found else found
-
-
-def noise(runs, name):
-    """How far a repeat lies from the median of its own point, at most, over all points: A against A."""
-    spread = [0.0]
-    for one in runs.values():
-        for point in one["points"]:
-            found = repeated(point, name)
-            spread += [abs(figure / value(point, name) - 1) for figure in found] if len(found) > 1 else []
-    return max(spread)
-
-
 def ratios(runs, percentile):
     """Triton divided by vLLM at each concurrency that both measured: {ratio, low, high, verdict} a panel; null where
     one of the points is not valid."""
-    rows, floor = [], {name: noise(runs, name) for name in panels(percentile)}
+    rows, floor = [], {name: noise(runs.values(), name) for name in panels(percentile)}
     by_run = {(one["server"], one["model"]): {p["concurrency"]: p for p in one["points"]} for one in runs.values()}
     for model in sorted({model for _, model in by_run}):
         triton, vllm = by_run.get(("triton", model), {}), by_run.get(("vllm", model), {})
         for concurrency in sorted(triton.keys() & vllm.keys()):
             pair = triton[concurrency], vllm[concurrency]
-            valid = all(point["valid"] for point in pair)
-            row = {"model": model, "concurrency": concurrency, "both_valid": valid}
-            for name in panels(percentile):
-                above, below = (repeated(point, name) for point in pair)
-                row[name] = judged(points.ratio(above, below), floor[name]) if valid and above and below else None
+            row = {"model": model, "concurrency": concurrency, "both_valid": all(point["valid"] for point in pair)}
+            row |= {name: compared(*pair, name, floor[name], NAMES) for name in panels(percentile)}
             rows.append(row)
     return rows
-
-
-def judged(found, floor):
-    """A ratio with its verdict; `floor` is the noise of equal runs."""
-    if found["low"] is None:
-        return {**found, "verdict": NO_INTERVAL}
-    if found["low"] <= 1 <= found["high"] or abs(found["ratio"] - 1) <= floor:
-        return {**found, "verdict": SAME_SPEED}
-    return {**found, "verdict": HIGHER if found["ratio"] > 1 else LOWER}
 
 
 def remarks(runs):
@@ -139,7 +103,7 @@ def draw(axes, runs, name):
             style = {"color": COLOURS[one["server"]], "label": label(one), "markersize": 5}
             axes.plot(*zip(*good, strict=True), STYLES[one["model"]], **style)
             for point in known:
-                if point["valid"] and (span := point["intervals"].get(name)):
+                if point["valid"] and (span := point["intervals"].get(counted_by(point, name))):
                     axes.plot(
                         [point["concurrency"]] * 2, span, "-", color=COLOURS[one["server"]], linewidth=3, alpha=0.5
                     )
@@ -212,7 +176,7 @@ def main():
             **{key: first[key] for key in SAME},
             "percentile": p.percentile,
             "runs": {name: {key: one[key] for key in keys} for name, one in runs.items()},
-            "noise": {name: noise(runs, name) for name in panels(p.percentile)},
+            "noise": {name: noise(runs.values(), name) for name in panels(p.percentile)},
             "triton_divided_by_vllm": ratios(runs, p.percentile),
             "remarks": remarks(runs),
         },

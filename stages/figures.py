@@ -1,11 +1,13 @@
 """
-The report's figures as SVG text: colours that colour-blind readers tell apart (Okabe and Ito), text and axes in the
-page's own colour, ids that stay apart when several figures stand on one page.
+The report's figures: colours that colour-blind readers tell apart (Okabe and Ito), markers and dashes that tell the
+same in print, text and axes in the page's own colour, ids that stay apart when several figures stand on one page. Each
+keeps the data that it shows.
 """
 
 import io
 import re
 import textwrap
+from dataclasses import dataclass
 
 ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
     "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999",
@@ -13,7 +15,23 @@ ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, GREY)
 VERDICT_COLOURS = (GREEN, SKY, VERMILION, PURPLE, ORANGE, GREY)
 TEXT = "#010203"  # stands for the page's text colour: replaced by currentColor
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 4.9  # inches: the labels stay readable when a phone shows the figure at its own width
+DOTS_PER_INCH = 150
+
+
+@dataclass
+class Drawn:
+    """A figure as SVG text, its data, and the figure itself, for other forms of it."""
+
+    svg: str
+    data: dict
+    figure: object
+
+    def png(self):
+        bytes_ = io.BytesIO()
+        self.figure.savefig(bytes_, format="png", dpi=DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
+        return bytes_.getvalue()
 
 
 def new_figure(height, panels=1):
@@ -30,8 +48,8 @@ def new_figure(height, panels=1):
     return figure, [figure.add_subplot(panels, 1, n + 1) for n in range(panels)]
 
 
-def svg(figure, name):
-    """The figure as one <svg> element; `name` goes before its ids."""
+def drawn(figure, name, **data):
+    """The figure as one <svg> element; `name` goes before its ids. data: what it shows, for a file beside it."""
     import matplotlib
 
     text = io.StringIO()
@@ -40,7 +58,7 @@ def svg(figure, name):
     whole = text.getvalue()
     whole = re.sub(r"<metadata>.*?</metadata>", "", whole[whole.index("<svg") :], flags=re.DOTALL)
     whole = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", whole)
-    return whole.replace(TEXT, "currentColor")
+    return Drawn(whole.replace(TEXT, "currentColor"), data, figure)
 
 
 def losses(name, curves):
@@ -53,7 +71,7 @@ def losses(name, curves):
                 axes.plot(*zip(*points, strict=True), style, color=colour, markersize=4, label=f"{variant}, {label}")
     axes.set(xlabel="optimiser step", ylabel="loss")
     figure.legend(loc="outside lower center", ncols=2)
-    return svg(figure, name)
+    return drawn(figure, name, curves=curves)
 
 
 def memory(name, bars):
@@ -82,7 +100,7 @@ def memory(name, bars):
     axes.invert_yaxis()
     axes.set_xlabel("GiB")
     figure.legend(loc="outside lower center", ncols=3)
-    return svg(figure, name)
+    return drawn(figure, name, bars=bars)
 
 
 def scaling(name, points):
@@ -99,33 +117,106 @@ def scaling(name, points):
         axes.set_xticks(gpus, [str(n) for n in gpus])
     panels[-1].set_xlabel("GPUs")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return svg(figure, name)
+    return drawn(figure, name, points=points)
 
 
-def serving(name, servers):
-    """Throughput and time to the first token over concurrency; servers: {label: (points, is a stand-in)}.
+def concurrency_axis(axes, levels):
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(levels, [str(level) for level in levels])
+    axes.minorticks_off()
 
-    A stand-in is drawn dashed, an invalid point hollow.
+
+def decades(axes, which):
+    """Logarithmic axes: the gap to a limit is the share of it at every load."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for letter in which:
+        getattr(axes, f"set_{letter}scale")("log")
+        axis = getattr(axes, f"{letter}axis")
+        axis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+        axis.set_major_formatter("{x:,g}")
+    axes.margins(**dict.fromkeys(which, 0.12))
+
+
+def shown(axes, number, entry, key, across="concurrency"):
+    """One series: its valid points joined, with their intervals, invalid ones as grey crosses apart from the line."""
+    known = [point for point in entry["points"] if point[key] is not None and point[across] is not None]
+    good = [(point[across], point[key]) for point in known if point["valid"]]
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    style = {"color": colour, "marker": marker, "markersize": 5, "label": entry["label"]}
+    if good:
+        axes.plot(*zip(*good, strict=True), "--" if entry["stand_in"] else "-", **style)
+    for point in known:
+        if point["valid"] and (span := point["intervals"].get(key)):
+            axes.plot([point[across]] * 2, span, "-", color=colour, linewidth=4, alpha=0.4, solid_capstyle="butt")
+    if bad := [(point[across], point[key]) for point in known if not point["valid"]]:
+        axes.plot(*zip(*bad, strict=True), "x", color=GREY, label="not valid")
+
+
+def bounds(axes, series, key, across="concurrency"):
+    """The limits of the series, each once."""
+    limits = {tuple((point[across], point[key]) for point in entry["limit"]): entry for entry in series}
+    for points in (points for points in limits if points):
+        axes.plot(*zip(*points, strict=True), ":", color=TEXT, linewidth=1.3, label="the machine's limit")
+
+
+def legend(figure, panels):
+    """One legend for all panels, below them."""
+    found = {}
+    for axes in panels:
+        found |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    labels = [textwrap.fill(label, 60) for label in found]
+    figure.legend(list(found.values()), labels, loc="outside lower center", ncols=1)
+
+
+def serving(name, series):
+    """Throughput, wait for the first token and time between tokens over concurrency, with intervals and limits.
+
+    series: [{label, stand_in, points, limit}]; a point has concurrency, valid, intervals and, under these names,
+    tokens_per_second, ttft_ms and itl_ms; so has a point of the limit. A stand-in is drawn dashed.
     """
-    figure, panels = new_figure(4.9, panels=2)
-    quantities = (("output_tokens_per_second", "output tokens/s"), ("ttft_ms_p50", "first token, ms (median)"))
-    for axes, (key, title) in zip(panels, quantities, strict=True):
-        for colour, (label, (points, stand_in)) in zip(COLOURS, servers.items(), strict=False):
-            known = [point for point in points if point.get(key) is not None]
-            x, y = [point["concurrency"] for point in known], [point[key] for point in known]
-            axes.plot(x, y, "--" if stand_in else "-", color=colour, label=label)
-            for point in known:
-                fill = colour if point.get("valid", True) else "none"
-                axes.plot(point["concurrency"], point[key], "o", color=colour, markerfacecolor=fill, markersize=5)
-        axes.set(xlabel="concurrent requests", title=title, ylim=(0, None))
-        axes.set_xscale("log", base=2)
-        levels = sorted({point["concurrency"] for points, _ in servers.values() for point in points})
-        axes.set_xticks(levels, [str(level) for level in levels])
-        axes.minorticks_off()
-    handles, labels = panels[0].get_legend_handles_labels()
-    wrapped = [textwrap.fill(label, 60) for label in labels]
-    figure.legend(handles, wrapped, loc="outside lower center", ncols=1)
-    return svg(figure, name)
+    figure, panels = new_figure(6.6 + 0.2 * len(series), panels=3)
+    titles = {
+        "tokens_per_second": "output tokens/s, all users",
+        "ttft_ms": "first token after ms (median)",
+        "itl_ms": "ms between tokens (median)",
+    }
+    levels = sorted({point["concurrency"] for entry in series for point in entry["points"]})
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        for number, entry in enumerate(series):
+            shown(axes, number, entry, key)
+        if key != "ttft_ms":
+            bounds(axes, series, key)
+        axes.set_title(title)
+        axes.grid(alpha=0.25)
+        concurrency_axis(axes, levels)
+        if key == "tokens_per_second":
+            decades(axes, "y")
+        else:
+            axes.set_ylim(0, None)
+            axes.yaxis.set_major_formatter("{x:,g}")
+    panels[-1].set_xlabel("concurrent requests")
+    legend(figure, panels)
+    return drawn(figure, name, series=series)
+
+
+def pareto(name, series):
+    """What one user gets against what all get together, a point a load; series: as in serving, with
+    per_user_tokens_per_second."""
+    figure, (axes,) = new_figure(3.6 + 0.2 * len(series))
+    across = "per_user_tokens_per_second"
+    for number, entry in enumerate(series):
+        shown(axes, number, entry, "tokens_per_second", across)
+        for point in entry["points"]:
+            if point["tokens_per_second"] is not None and point[across] is not None:
+                place = (point[across], point["tokens_per_second"])
+                axes.annotate(str(point["concurrency"]), place, (4, 4), textcoords="offset points", fontsize=7)
+    bounds(axes, series, "tokens_per_second", across)
+    axes.set(xlabel="output tokens/s, one user", title="output tokens/s, all users")
+    decades(axes, "xy")
+    axes.grid(alpha=0.25)
+    legend(figure, [axes])
+    return drawn(figure, name, series=series)
 
 
 def verdicts(name, counts, order):
@@ -144,4 +235,4 @@ def verdicts(name, counts, order):
     axes.invert_yaxis()
     axes.set(xlabel="% of its claims", xlim=(0, 100))
     figure.legend(loc="outside lower center", ncols=2)
-    return svg(figure, name)
+    return drawn(figure, name, counts=counts)

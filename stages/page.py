@@ -1,7 +1,7 @@
 """
 A report as a list of blocks, written as one HTML page and as its Markdown twin: the same content in the same order.
 
-A block is ("heading", level, text), ("text", text), ("table", header, rows), ("figure", name, svg, alt), or
+A block is ("heading", level, text), ("text", text), ("table", header, rows), ("figure", name, drawn, alt), or
 ("fold", summary, blocks), which a reader opens. `code` in back quotes is the only markup inside text.
 """
 
@@ -11,6 +11,10 @@ import re
 NUMBER = re.compile(r"[-+−]?[\d,.]+( ?[^\s\d]\S*)?")
 # What no text file may hold: it would end the page for some readers.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+
+
+class Grey(list):
+    """A row of a table that does not count."""
 
 
 def to_html(title, style, blocks, badges):
@@ -36,8 +40,8 @@ def html_block(block, badges):
     if kind == "table":
         return html_table(*parts, badges)
     if kind == "figure":
-        _, svg, alt = parts
-        named = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt, quote=True)}"', 1)
+        _, drawn, alt = parts
+        named = drawn.svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt, quote=True)}"', 1)
         return f"<figure>{named}<figcaption>{inline(alt)}</figcaption></figure>"
     summary, inner = parts
     content = "\n".join(html_block(b, badges) for b in inner)
@@ -49,7 +53,9 @@ def html_table(header, rows, badges):
     kinds = ["number" if right else "" for right in numeric(header, rows)]
     head = "".join(f'<th class="{kind}">{inline(cell)}</th>' for cell, kind in zip(header, kinds, strict=True))
     lines = "\n".join(
-        "<tr>" + "".join(html_cell(cell, kind, badges) for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        ('<tr class="grey">' if isinstance(row, Grey) else "<tr>")
+        + "".join(html_cell(cell, kind, badges) for cell, kind in zip(row, kinds, strict=True))
+        + "</tr>"
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>'

@@ -102,18 +102,6 @@ def interval(numbers):
     return numpy.quantile(numpy.median(drawn, axis=1), [0.025, 0.975]).tolist()
 
 
-def ratio(above, below):
-    """{ratio, low, high} of two lists of repeats: their medians divided, and its 95 % bootstrap interval."""
-    import numpy
-
-    generator = numpy.random.default_rng(BOOTSTRAP_SEED)
-    drawn = [numpy.median(generator.choice(one, (BOOTSTRAP_SAMPLES, len(one))), axis=1) for one in (above, below)]
-    low, high = numpy.quantile(drawn[0] / drawn[1], [0.025, 0.975]).tolist()
-    enough = min(len(above), len(below)) >= REPEATS_NEEDED
-    found = statistics.median(above) / statistics.median(below)
-    return {"ratio": found, "low": low if enough else None, "high": high if enough else None}
-
-
 def told(point):
     """One point in one line."""
     rate, first = point["output_tokens_per_second"], point["ttft_ms_p50"]

@@ -12,11 +12,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import figures, rulers_report, sections, training_report
+from stages import figures, limit_report, rulers_report, sections, serving_report, training_report
 from stages.claims import VERDICTS, show
 from stages.page import to_html, to_markdown
 from stages.runs import optional
-from stages.stage import UserError, read_json, read_params, results, run
+from stages.stage import UserError, read_json, read_params, results, run, write_json
 
 # What makes each part.
 COMMANDS = {
@@ -57,7 +57,9 @@ MADE = (
     "style/style.json",
     "bench/*/*/points.json",
     "rulers/rulers.json",
+    "limits/limits.json",
 )
+FIGURE_COMMAND = "make report"
 MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 
 
@@ -211,7 +213,8 @@ def blocks_of(ledger):
         *sections.memory(ledger, claims),
         *sections.chat(ledger),
         *training_report.style(ledger),
-        *sections.serving(ledger, claims),
+        *serving_report.serving(ledger, claims),
+        *limit_report.limits(ledger),
         *rulers_report.rulers(ledger),
         *whole_ledger(ledger),
         *how_to(ledger),
@@ -222,8 +225,10 @@ def write_report(title, ledger, out):
     """index.html, report.md and the figures that the latter links to."""
     blocks = blocks_of(ledger)
     out.mkdir(parents=True, exist_ok=True)
-    for _, name, svg, _ in (block for block in blocks if block[0] == "figure"):
-        (out / f"{name}.svg").write_text(svg.replace("<svg", '<svg style="background:#fff;color:#1b1f24"', 1))
+    for _, name, drawn, caption in (block for block in blocks if block[0] == "figure"):
+        (out / f"{name}.svg").write_text(drawn.svg.replace("<svg", '<svg style="background:#fff;color:#1b1f24"', 1))
+        (out / f"{name}.png").write_bytes(drawn.png())
+        write_json(out / f"{name}.json", {"shows": caption, "made_by": FIGURE_COMMAND, **drawn.data})
     (out / "report.md").write_text(to_markdown(title, blocks))
     (out / "index.html").write_text(to_html(title, Path("data/report/style.css").read_text(), blocks, VERDICTS))
 

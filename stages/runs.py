@@ -22,14 +22,16 @@ def optional(path):
 
 
 def lookup(data, key):
-    """The value at `memory.peak` or `points[concurrency=16].itl_ms_p50`; None where there is none.
+    """The value at `memory.peak` or `points[concurrency=16,arm=corrected].itl_ms_p50`; None where there is none.
 
     Raises ValueError with the reasons when the way leads through a point that is marked invalid.
     """
-    for name, where, value in re.findall(r"([^.\[\]]+)(?:\[(\w+)=([^\]]+)\])?", key):
+    for name, where in re.findall(r"([^.\[\]]+)(?:\[([^\]]+)\])?", key):
         data = data.get(name) if isinstance(data, dict) else None
         if where:
-            data = next((entry for entry in data or [] if str(entry.get(where)) == value), None)
+            wanted = [condition.split("=") for condition in where.split(",")]
+            found = (entry for entry in data or [] if all(str(entry.get(key)) == value for key, value in wanted))
+            data = next(found, None)
         if isinstance(data, dict) and data.get("valid") is False:
             raise ValueError("; ".join(data.get("invalid_reasons") or ["no reason given"]))
     return data

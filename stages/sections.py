@@ -1,6 +1,6 @@
 """
-The report's sections on memory, chat and serving, as blocks (stages/page.py), each beside the published figures. A
-part that no run has says which command makes it.
+The report's sections on memory and chat, as blocks (stages/page.py), each beside the published figures. A part that no
+run has says which command makes it.
 """
 
 from pathlib import Path
@@ -10,21 +10,6 @@ from stages.claims import show
 from stages.runs import optional
 from stages.stage import read_json
 
-# The published serving points: server, concurrency, and the claims that hold throughput, per user, first token, ITL.
-POINTS = (
-    ("Triton, TensorRT-LLM", 1, [f"stream-c1-{key}" for key in ("throughput", "per-user-avg", "ttft-avg", "itl-avg")]),
-    ("Triton, TensorRT-LLM", 2, [f"stream-c2-{key}" for key in ("throughput", "per-user-avg", "ttft-avg", "itl-avg")]),
-    ("Triton, TensorRT-LLM", 16, ["triton-throughput", None, None, None]),
-    ("vLLM 0.11.0", 16, ["triton-vllm-throughput", None, None, None]),
-)
-# Columns of the tables: heading and key in a result file.
-SERVING = {
-    "concurrency": "concurrency",
-    "tokens/s": "output_tokens_per_second",
-    "tokens/s a user": "per_user_tokens_per_second",
-    "first token ms (p50)": "ttft_ms_p50",
-    "ITL ms (p50)": "itl_ms_p50",
-}
 TERMS = ("weights", "adapter", "gradients", "optimizer", "total")
 MIB = 2**20
 METHODS = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
@@ -147,46 +132,3 @@ def chat(ledger):
         yield ("text", f"{name}: {data.get('model', 'a model without a name')}.{random}")
         rows = [[entry.get(who) or "—" for who in ("prompt", "base", "lora", "qlora")] for entry in data["prompts"]]
         yield ("table", ["prompt", "base", "LoRA", "QLoRA"], rows)
-
-
-def serving(ledger, claims):
-    """Curves and points of every server, the published points first."""
-    yield ("heading", 2, "Serving")
-    rows, measured = [], 0
-    for server, level, ids in POINTS:
-        cells = [show(claims[name]["value"]) if name else "—" for name in ids]
-        rows.append(["published", server, "—", "ELYZA 7B, 4 bits, H100", str(level), *cells, "length not controlled"])
-    for name, folder, _ in folders(ledger):
-        curves = {}
-        for path in sorted(folder.glob("bench/*/*/points.json")):
-            data, server = read_json(path), "/".join(path.parts[-3:-1])
-            if not data.get("points"):
-                why = data.get("not_measured") or "it has no points"
-                yield ("text", f"{name}, {server}: not measured, {why}.")
-                continue
-            stand_in = bool(data.get("engine_is_stand_in"))
-            engine = data.get("engine") or "—"
-            if stand_in and "stand-in" not in engine:
-                engine += " (stand-in for TensorRT-LLM)"
-            model = data.get("base_model", {}).get("name", "—")
-            curves[f"{server}: {engine}"] = (data["points"], stand_in)
-            rows += [[name, server, engine, model, *point_cells(point)] for point in data["points"]]
-        if curves:
-            figure = slug("serving", name)
-            caption = (
-                f"Throughput and wait for the first token: {name}. Dashed: a stand-in engine. Hollow: an invalid point."
-            )
-            yield ("figure", figure, figures.serving(figure, curves), caption)
-            measured += len(curves)
-    if not measured:
-        yield not_measured("dvc repro bench@base")
-    yield ("table", ["run", "server", "engine", "model", *SERVING, "valid"], rows)
-
-
-def point_cells(point):
-    """One measured point as table cells."""
-    reasons = "; ".join(point.get("invalid_reasons") or ["no reason given"])
-    return [
-        *(show(point.get(key)) for key in SERVING.values()),
-        "yes" if point.get("valid", True) else f"no: {reasons}",
-    ]

@@ -157,6 +157,7 @@ def measure(p, kind, images, out):
     print(f"streaming: starting {images[0]}", flush=True)
     with serving(server, command, out / "raw" / "server.log", p.ready_seconds) as (process, ready):
         engine, is_stand_in = server.engine()
+        weights, cache = server.formats(p.server_options)
         print(f"streaming: {engine} is ready after {ready:.0f} s", flush=True)
         run_client("streams.py", client, out / "raw" / "client.log", process, p.client_seconds)
     shutil.rmtree(out / "models", ignore_errors=True)
@@ -164,7 +165,8 @@ def measure(p, kind, images, out):
     clients = list(CLIENTS_OF[kind])
     found = {name: by_prompt(name, one, prompts) for name, one in zip(clients, told, strict=False)}
     bls = by_case(p, told[len(clients) :]) if kind == "triton" else None
-    return {"engine": engine, "engine_is_stand_in": is_stand_in, "server_command": command, **found, "bls": bls}
+    facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "weights_format": weights, "kv_format": cache}
+    return {**facts, "server_command": command, **found, "bls": bls}
 
 
 def main():

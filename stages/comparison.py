@@ -1,0 +1,71 @@
+"""
+Servers held against each other: a comparison is the ratio of two medians with its 95 % bootstrap interval over the
+repeats. It is called a difference only where the interval leaves out 1 and the ratio is further from 1 than a server's
+own repeats are from each other.
+"""
+
+import statistics
+
+from stages.points import BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED, REPEATS_NEEDED
+
+RATE = "output_tokens_per_second"
+SAME_SPEED = "cannot be told apart"
+NO_INTERVAL = f"no verdict: fewer than {REPEATS_NEEDED} repeats"
+
+
+def counted_by(point, name):
+    """The key of a point's number: the throughput by the server's own count of tokens, where it has one."""
+    server = f"server_{RATE}"
+    return server if name == RATE and point.get(server) is not None else name
+
+
+def value(point, name):
+    """A number of a point or None; see counted_by."""
+    return point.get(counted_by(point, name))
+
+
+def repeated(point, name, every=False):
+    """A number of every valid repeat of a point, or of every repeat; an empty list where one does not have it."""
+    found = [value(one, name) for one in point["repeats"] if every or one["valid"]]
+    return [] if None in found else found
+
+
+def noise(runs, name, every=False):
+    """How far a repeat lies from the median of its own point, at most, over all points: A against A.
+
+    every: repeats that are not valid too.
+    """
+    spread = [0.0]
+    for one in runs:
+        for point in one["points"]:
+            found = repeated(point, name, every)
+            spread += [abs(figure / statistics.median(found) - 1) for figure in found]
+    return max(spread)
+
+
+def ratio(above, below):
+    """{ratio, low, high} of two lists of repeats: their medians divided, and its 95 % bootstrap interval."""
+    import numpy
+
+    generator = numpy.random.default_rng(BOOTSTRAP_SEED)
+    drawn = [numpy.median(generator.choice(one, (BOOTSTRAP_SAMPLES, len(one))), axis=1) for one in (above, below)]
+    low, high = numpy.quantile(drawn[0] / drawn[1], [0.025, 0.975]).tolist()
+    enough = min(len(above), len(below)) >= REPEATS_NEEDED
+    found = statistics.median(above) / statistics.median(below)
+    return {"ratio": found, "low": low if enough else None, "high": high if enough else None}
+
+
+def compared(above, below, name, floor, names, every=False):
+    """{ratio, low, high, verdict} of a number of two points; None where one is not valid or has no such number.
+
+    floor: the noise of equal runs; names: what the two are called in the verdict; every: points that are not valid too.
+    """
+    pair = [repeated(point, name, every) for point in (above, below)]
+    if not all(every or point["valid"] for point in (above, below)) or not all(pair):
+        return None
+    found = ratio(*pair)
+    if found["low"] is None:
+        return {**found, "verdict": NO_INTERVAL}
+    if found["low"] <= 1 <= found["high"] or abs(found["ratio"] - 1) <= floor:
+        return {**found, "verdict": SAME_SPEED}
+    return {**found, "verdict": f"{names[0] if found['ratio'] > 1 else names[1]} higher"}
