@@ -86,16 +86,21 @@ def chapter(name, folder, found):
         + ("" if limits else " No limit: `dvc repro limits` has not run there."),
     )
     for experiment, servers in found.items():
-        measured = {server: data for server, data in servers.items() if data["points"]}
+        measured = {called(server, data): data for server, data in servers.items() if data["points"]}
         if measured:
             yield ("heading", 4, f"{experiment}: {name}")
             yield ("text", conditions(measured))
         for server, data in servers.items():
             if data["not_measured"]:
-                yield ("text", f"{experiment}, {server}: {'partial' if server in measured else 'not measured'}, "
-                               f"{data['not_measured']}.")  # fmt: skip
+                how_much = "partial" if data["points"] else "not measured"
+                yield ("text", f"{experiment}, {server}: {how_much}, {data['not_measured']}.")
         if measured:
             yield from one_experiment(f"{experiment}-{name}", measured, limits)
+
+
+def called(server, data):
+    """A server's name wherever its figures stand: a stand-in is never shown under another engine's name."""
+    return f"{server} (stand-in)" if data["engine_is_stand_in"] else server
 
 
 def conditions(servers):
@@ -212,9 +217,9 @@ def all_series(server, data, limits):
         group = [p for p in data["points"] if [p["input_tokens_asked"], p["output_tokens_asked"]] == lengths]
         if group:
             several = f", {lengths[0]} in, {lengths[1]} out" if len(data["settings"]["lengths"]) > 1 else ""
-            engine = "stand-in engine" if data["engine_is_stand_in"] else data["engine"]
+            engine = "" if data["engine_is_stand_in"] else f" ({data['engine']})"
             yield {
-                "label": f"{server} ({engine}){several}",
+                "label": f"{server}{engine}{several}",
                 "stand_in": data["engine_is_stand_in"],
                 "points": [drawn_point(point) for point in group],
                 "limit": [one for point in group if (one := bound(data, point, limits))],

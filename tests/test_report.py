@@ -77,9 +77,22 @@ def test_the_markdown_twin_has_the_same_tables_in_the_same_order(pages):
 def test_the_markdown_twin_has_the_same_figures_beside_it(pages, tmp_path, monkeypatch):
     html, markdown = checkout(tmp_path, monkeypatch)
     linked = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", markdown)
-    assert len(linked) == html.count("<figure>") == 4
+    assert len(linked) == html.count("<figure>") == 6
     for name in linked:
-        ElementTree.parse(tmp_path / "results/embedded/report" / name)
+        path = tmp_path / "results/embedded/report" / name
+        ElementTree.parse(path)
+        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_figure_lies_beside_its_data_and_the_command_that_made_it(tmp_path, monkeypatch):
+    checkout(tmp_path, monkeypatch)
+    out = tmp_path / "results/embedded/report"
+    saved = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert saved.keys() == {path.stem for path in out.glob("*.svg")}
+    assert {one["made_by"] for one in saved.values()} == {"make report"}
+    (vllm,) = [one for one in saved["serving-base-this-checkout"]["series"] if one["label"].startswith("vllm")]
+    assert [(point["concurrency"], point["valid"]) for point in vllm["points"]] == [(1, True), (2, False), (4, True)]
+    assert vllm["points"][0]["tokens_per_second"] == 61.3
 
 
 def test_every_figure_is_described_in_words(pages):
@@ -95,11 +108,12 @@ def test_a_hostile_chat_answer_is_shown_as_text(pages):
 
 
 def test_a_stand_in_is_named_wherever_its_figures_stand(pages):
-    rows = re.findall(r"<tr><td[^>]*>this checkout</td><td[^>]*>base/triton</td>.*?</tr>", pages[0])
-    assert len(rows) == 4
-    assert all(
-        "Transformers 5.23.0 continuous batching behind Triton 2.51.0 (stand-in for TensorRT-LLM)" in r for r in rows
-    )
+    chapter = pages[1].split("### Serving: this checkout")[1].split("### Serving: h100")[0]
+    full = "Transformers 5.23.0 continuous batching behind Triton 2.51.0 (stand-in for TensorRT-LLM)"
+    assert f"triton (stand-in) is {full}" in chapter and "A stand-in is drawn dashed" in chapter
+    assert chapter.count("| triton (stand-in) | c=") == 4
+    assert not re.search(r"\| triton \||triton \(vLLM|of triton:", chapter)
+    assert "Certificate of triton (stand-in):" in chapter
 
 
 def test_an_invalid_point_is_shown_with_its_reason(pages):
