@@ -154,10 +154,16 @@ def settle(claim, tolerance, all_runs):
     nothing = {"run": None, "verdict": "not measured", "measured": None, "reason": reason}
     best = min(outcomes, key=lambda one: VERDICTS.index(one["verdict"]), default=nothing)
     if claim.contradiction:
+        outcomes, best = [contradicted(one) for one in outcomes], contradicted(best)
         measured = "" if best["measured"] is None else f" ({best['reason']})"
         best = {**best, "verdict": CONTRADICTED, "reason": claim.contradiction + measured}
-        outcomes = [{**one, "verdict": CONTRADICTED} for one in outcomes]
     return {**dataclasses.asdict(claim), "published": published(claim), **best, "outcomes": outcomes}
+
+
+def contradicted(outcome):
+    """Without a figure of other conditions or of a stand-in: under this verdict nobody would see that it is one."""
+    comparable = outcome["verdict"] != "not comparable"
+    return {**outcome, "verdict": CONTRADICTED, "measured": outcome["measured"] if comparable else None}
 
 
 def as_markdown(claims):

@@ -68,6 +68,12 @@ def test_a_contradiction_in_the_source_wins_and_the_measured_value_is_still_show
     assert "35 % longer" in claim["reason"] and "measured 30.43" in claim["reason"]
 
 
+def test_a_contradicted_claim_shows_no_figure_of_other_conditions():
+    claim = judged("qlora-time-change", CPU)
+    assert (claim["verdict"], claim["measured"], claim["outcomes"][0]["measured"]) == (CONTRADICTED, None, None)
+    assert "measured" not in claim["reason"]
+
+
 def test_a_run_on_another_machine_and_model_is_not_comparable_and_the_reason_says_what_is_lacking():
     claim = judged("lora-wall", CPU)
     assert claim["verdict"] == "not comparable"

@@ -31,7 +31,7 @@ def public(claim):
     outcomes = [one for one in claim["outcomes"] if one["run"] and not one["run"].startswith("this checkout")]
     reason = "no reference run has it" if claim["measure"] else "no stage measures it"
     nothing = {"run": None, "verdict": "not measured", "measured": None, "reason": reason}
-    best = min(outcomes, key=lambda one: VERDICTS.index(one["verdict"]), default=nothing)
+    best = min(outcomes, key=lambda one: (VERDICTS.index(one["verdict"]), one["measured"] is None), default=nothing)
     if claim["contradiction"]:
         return {**claim, **best, "verdict": claim["verdict"], "reason": claim["contradiction"]}
     return {**claim, **best}
@@ -54,14 +54,14 @@ def headlines_in(words, claims):
 
 
 def of_writeup(claims):
-    """Every claim of a writeup with its verdict and the reason; what no run answers is folded."""
+    """Every claim of a writeup with its verdict, the reason and the note; what no run answers is folded."""
     counts = Counter(claim["verdict"] for claim in claims)
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     header, rule = ["claim", "published", "measured", "verdict", "why"], ["---", "---:", "---:", "---", "---"]
 
     def rows(verdicts):
         return [
-            [c["says"], c["published"], measured(c), c["verdict"], c["reason"]]
+            [c["says"], c["published"], measured(c), c["verdict"], "\n".join(filter(None, (c["reason"], c["note"])))]
             for c in claims
             if c["verdict"] in verdicts
         ]
