@@ -19,14 +19,12 @@ from dataclasses import asdict
 import psutil
 import pytest
 from conftest import ONE_THREAD, REPO, copy_tree, run_in, set_params, variables
-from contracts import Contract
 
 from stages.multilora import load_adapter
 from stages.servers import URL, Triton, Vllm, answer, read_metrics
 from stages.serving import serving
 from stages.stage import write_json
 from stages.streams import Request
-from tools.quickstart_trtllm import run_command
 
 PROMPTS = ["The capital of France is", "1, 2, 3, 4,", "Water freezes at"]
 TOKENS = 12
@@ -250,14 +248,6 @@ def test_the_quick_start_serves_and_asks_as_the_writeup_does_and_names_the_stand
     assert texts[0] == texts[1] == "How do I count to nine in French?" and answers[0] == answers[1]
     # Only in the template of its training does this model answer with more than an end.
     assert texts[2].startswith("<|im_start|>") and len(answers[2]) > len(texts[2])
-
-
-@pytest.mark.parametrize("gpus", [1, 2])
-def test_run_py_is_started_as_its_contract_has_it_a_process_a_gpu(gpus):
-    words = run_command("/engine", "/model", gpus)
-    start = words.index("python3")
-    assert words[:start] == (["mpirun", "--allow-run-as-root", "-n", "2"] if gpus == 2 else [])
-    assert Contract("run").parse(words[start:])[0]["--max_output_len"] == 100
 
 
 class TestTriton:
