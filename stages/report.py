@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import figures, rulers_report, sections, training_report
+from stages import figures, rulers_report, sections, studies_report, training_report
 from stages.claims import VERDICTS, show
 from stages.page import to_html, to_markdown
 from stages.runs import optional
@@ -56,6 +56,8 @@ MADE = (
     "style/style.json",
     "bench/*/*/points.json",
     "rulers/rulers.json",
+    "streaming/*/streaming.json",
+    "multilora/*/multilora.json",
 )
 
 
@@ -189,6 +191,8 @@ def blocks_of(ledger):
         *sections.chat(ledger),
         *training_report.style(ledger),
         *sections.serving(ledger, claims),
+        *studies_report.streaming(ledger),
+        *studies_report.multilora(ledger),
         *rulers_report.rulers(ledger),
         *whole_ledger(ledger),
         *how_to(ledger),
