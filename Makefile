@@ -1,5 +1,5 @@
 # Names for people. What depends on what stands in dvc.yaml.
-.PHONY: help reproduce doctor profile report chat serve streaming multilora rulers quickstart-vllm publish test check lock
+.PHONY: help reproduce doctor profile report chat serve streaming multilora rulers quickstart-vllm quickstart-trtllm publish test check lock
 TOOLS = containers/run venv:tools
 
 help:       ## this list
@@ -14,7 +14,7 @@ doctor:     ## seconds: what PROFILE=... needs and what this machine has, as a c
 profile:    ## seconds: write PROFILE=embedded|weightless|writeup into params.yaml
 	@$(TOOLS) python -m tools.profile $(PROFILE)
 report:     ## seconds, no model: tables, figures and verdicts from the committed references and this checkout's run
-	@$(TOOLS) python -m stages.claims && $(TOOLS) python -m stages.report && $(TOOLS) python -m stages.report --readme
+	@$(TOOLS) python -m stages.claims && $(TOOLS) python -m stages.report && $(TOOLS) python -m tools.pages
 chat:       ## seconds to load: talk to the model. ADAPTER=lora|qlora|none|lora-published, ONCE="a question"; SERVER=triton|triton-stream|trtllm|vllm URL=...
 	@exec $(TOOLS) python -m tools.chat $(ADAPTER) $(if $(SERVER),--server=$(SERVER)) $(if $(URL),--url=$(URL)) $(if $(value ONCE),--once="$$ONCE")
 serve:      ## half a minute until it is ready: SERVER=triton|vllm with the adapters (ADAPTER=none: without), until Ctrl-C
@@ -27,6 +27,9 @@ rulers:     ## 6 min, no GPU: how well the load clients measure, against a serve
 	@$(TOOLS) dvc repro studies/dvc.yaml:rulers
 quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, the OpenAI server
 	@$(TOOLS) python -m tools.quickstart_vllm
+quickstart-trtllm: ## a minute or two: the Llama 2 quick start: build, run, serve, curl; without TensorRT-LLM its stand-in answers
+	@$(TOOLS) dvc repro repository@base
+	@$(TOOLS) python -m tools.quickstart_trtllm
 publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?

@@ -19,6 +19,9 @@ from stages.stage import read_params, results, run, write_metrics
 CONTRADICTED = "contradicted by its own source"
 VERDICTS = ("reproduced", "direction only", "not reproduced", CONTRADICTED, "not comparable", "not measured")
 
+# The stages of studies/dvc.yaml.
+STUDIES = ("streaming", "multilora", "rulers")
+
 # Arithmetic on published figures must agree up to their rounding.
 ARITHMETIC_TOLERANCE = 0.005
 
@@ -82,8 +85,9 @@ def outcome(claim, name, folder, arm, tolerance):
 
 
 def stage_of(path):
-    """The DVC stage that makes a result file: bench/base/vllm/points.json is of bench@base."""
-    return "@".join(path.split("/")[:-1][:2])
+    """The DVC stage that makes a result file: bench/base/vllm/points.json is of bench@base. Studies have a graph."""
+    stage = "@".join(path.split("/")[:-1][:2])
+    return f"studies/dvc.yaml:{stage}" if stage.partition("@")[0] in STUDIES else stage
 
 
 def compute(formula, values):
@@ -150,10 +154,16 @@ def settle(claim, tolerance, all_runs):
     nothing = {"run": None, "verdict": "not measured", "measured": None, "reason": reason}
     best = min(outcomes, key=lambda one: VERDICTS.index(one["verdict"]), default=nothing)
     if claim.contradiction:
+        outcomes, best = [contradicted(one) for one in outcomes], contradicted(best)
         measured = "" if best["measured"] is None else f" ({best['reason']})"
         best = {**best, "verdict": CONTRADICTED, "reason": claim.contradiction + measured}
-        outcomes = [{**one, "verdict": CONTRADICTED} for one in outcomes]
     return {**dataclasses.asdict(claim), "published": published(claim), **best, "outcomes": outcomes}
+
+
+def contradicted(outcome):
+    """Without a figure of other conditions or of a stand-in: under this verdict nobody would see that it is one."""
+    comparable = outcome["verdict"] != "not comparable"
+    return {**outcome, "verdict": CONTRADICTED, "measured": outcome["measured"] if comparable else None}
 
 
 def as_markdown(claims):

@@ -1,22 +1,21 @@
 """
 One page of everything: what ran, the verdicts, fine-tuning, memory, chat, style, serving and the whole ledger, out of
-result files alone. `python -m stages.report --readme` writes the headline table between README.md's two marks instead.
+result files alone.
 
 in:   results/<profile>/claims/claims.json, the small files of every run it names, data/report/style.css
 out:  results/<profile>/report/index.html   one file: style and figures inside, no script, nothing to load
       results/<profile>/report/report.md    the same content in the same order, with the figures as .svg beside it
 """
 
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import figures, limit_report, rulers_report, sections, serving_report, training_report
+from stages import figures, limit_report, rulers_report, sections, serving_report, studies_report, training_report
 from stages.claims import VERDICTS, show
 from stages.page import to_html, to_markdown
 from stages.runs import optional
-from stages.stage import UserError, read_json, read_params, results, run, write_json
+from stages.stage import read_json, read_params, results, run, write_json
 
 # What makes each part.
 COMMANDS = {
@@ -57,10 +56,11 @@ MADE = (
     "style/style.json",
     "bench/*/*/points.json",
     "rulers/rulers.json",
+    "streaming/*/streaming.json",
+    "multilora/*/multilora.json",
     "limits/limits.json",
 )
 FIGURE_COMMAND = "make report"
-MARKS = ("<!-- results:begin -->", "<!-- results:end -->")
 
 
 @dataclass
@@ -182,27 +182,6 @@ def how_to(ledger):
         yield ("text", "None yet. `make publish NAME=...` publishes a run.")
 
 
-def readme_table(ledger):
-    """The headline claims by the reference runs and by arithmetic alone: the same in every checkout."""
-    lines = ["| claim | published | measured | verdict |", "|---|---:|---:|---|"]
-    for claim in (claim for claim in ledger["claims"] if claim["id"] in HEADLINES):
-        public = [one for one in claim["outcomes"] if one["run"] and not one["run"].startswith("this checkout")]
-        nothing = {"run": None, "verdict": "not measured", "measured": None}
-        best = min(public, key=lambda one: VERDICTS.index(one["verdict"]), default=nothing)
-        verdict = claim["verdict"] if claim["contradiction"] else best["verdict"]
-        lines.append(f"| {claim['says']} | {claim['published']} | {measured(best)} | {verdict} |")
-    return "\n".join(lines)
-
-
-def write_readme(ledger, path):
-    """Replace what stands between the two marks of README.md; UserError when they are not there."""
-    text = path.read_text() if path.exists() else ""
-    if any(text.count(mark) != 1 for mark in MARKS) or text.index(MARKS[0]) > text.index(MARKS[1]):
-        raise UserError(f"{path}: want the lines {MARKS[0]} and {MARKS[1]}, once each and in this order")
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    path.write_text(f"{before}{MARKS[0]}\n{readme_table(ledger)}\n{MARKS[1]}{after}")
-
-
 def blocks_of(ledger):
     """The whole report as blocks."""
     claims = {claim["id"]: claim for claim in ledger["claims"]}
@@ -215,6 +194,8 @@ def blocks_of(ledger):
         *training_report.style(ledger),
         *serving_report.serving(ledger, claims),
         *limit_report.limits(ledger),
+        *studies_report.streaming(ledger),
+        *studies_report.multilora(ledger),
         *rulers_report.rulers(ledger),
         *whole_ledger(ledger),
         *how_to(ledger),
@@ -236,9 +217,6 @@ def write_report(title, ledger, out):
 def main():
     p = read_params(Report)
     ledger = read_json(results("claims") / "claims.json")
-    if "--readme" in sys.argv[1:]:
-        write_readme(ledger, Path("README.md"))
-        return
     write_report(p.title, ledger, results("report"))
     print(f"report: {results('report') / 'index.html'}")
 

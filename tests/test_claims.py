@@ -12,7 +12,7 @@ import pytest
 from stages import claims as stage
 from stages.claims import CONTRADICTED, VERDICTS, settle
 from stages.ledger import load_ledger, read_claim
-from stages.stage import UserError
+from stages.stage import UserError, load_yaml
 
 ROOT = Path(__file__).parents[1]
 RUNS = Path(__file__).parent / "fixtures" / "claims"
@@ -68,6 +68,12 @@ def test_a_contradiction_in_the_source_wins_and_the_measured_value_is_still_show
     assert "35 % longer" in claim["reason"] and "measured 30.43" in claim["reason"]
 
 
+def test_a_contradicted_claim_shows_no_figure_of_other_conditions():
+    claim = judged("qlora-time-change", CPU)
+    assert (claim["verdict"], claim["measured"], claim["outcomes"][0]["measured"]) == (CONTRADICTED, None, None)
+    assert "measured" not in claim["reason"]
+
+
 def test_a_run_on_another_machine_and_model_is_not_comparable_and_the_reason_says_what_is_lacking():
     claim = judged("lora-wall", CPU)
     assert claim["verdict"] == "not comparable"
@@ -79,6 +85,12 @@ def test_a_missing_file_is_not_measured_and_the_reason_names_the_stage():
     claim = settle(BY_ID["qlora-bytes-per-parameter"], 0.1, {"empty": RUNS / "empty"})
     assert (claim["verdict"], claim["measured"]) == ("not measured", None)
     assert claim["reason"] == "no vram/vram.json; `dvc repro vram` makes it"
+
+
+def test_the_reason_of_a_missing_study_names_the_studies_own_graph():
+    claim = settle(BY_ID["multi-at-once"], 0.1, {"empty": RUNS / "empty"})
+    assert claim["reason"].endswith("`dvc repro studies/dvc.yaml:multilora@vllm` makes it")
+    assert set(stage.STUDIES) == load_yaml(ROOT / "studies/dvc.yaml")["stages"].keys()
 
 
 def test_a_missing_key_is_not_measured_and_never_a_zero():
@@ -185,13 +197,14 @@ KEY_FIGURES = {
         0.0119, 0.0125, 83, 211, 512, 167.38, 167.79, 159.31, 32.13, 74.48, 269.56, 14.00, 12.34, 17.17, 16.47, 14.78,
         14.37, 6.09, 1398.62, 20.44, 1576.10, 5.83, 173.18, 217.57, 240, 338, 512.08, 171.29, 0.71, 38, 1364.90, 20.01,
         1589.75, 5.97, 2745.78, 3134.24, 5.81, 173.70, 217.99, 172.09, 0.72, 1156.97, 813.81, 0.5, 256, 16, 2,
+        0.9, 210, 4, 0,
     ],
-    "nvidia-trtllm": [2, 3, 7],
+    "nvidia-trtllm": [2, 3, 7, 16, 1],
     "five-methods": [
         44.36, 43.60, 48.97, 65.59, 74.76, 102.69, 7984.71, 1.3, 2.97, 100, 2, 3, 10, 20, 4, 74, 102, 300, 319, 187,
         1.83, 32.78, 2.87, 1.56,
     ],
-    "nvidia-lora": [51200000, 400000, 10, 8, -1],
+    "nvidia-lora": [51200000, 400000, 10, 8, -1, 0, 28, 22],
     "vllm-supercharge": [24, 2, 5, 1500000000, 5600000, 3, 1],
 }  # fmt: skip
 

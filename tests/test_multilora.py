@@ -42,6 +42,8 @@ def test_an_adapter_that_changes_nothing_proves_nothing_and_is_counted_so():
 def test_the_six_prompts_are_the_writeups_two_three_times_each():
     prompts = json.loads((REPO / "data" / "multilora_prompts.json").read_text())
     assert [prompts.count(one) for one in dict.fromkeys(prompts)] == [3, 3] and prompts[:3] == [prompts[0]] * 3
+    # The shell passes \n on as it stands: its printed token ids show a backslash and an n.
+    assert all("\\n" in one and "\n" not in one for one in prompts)
 
 
 # The study.

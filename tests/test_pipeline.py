@@ -433,23 +433,6 @@ def test_make_help_lists_every_target_with_its_cost():
     assert [name for name in targets - {"help"} if not re.search(r"second|minute|min,|hour", listed[name])] == []
 
 
-def test_what_the_readme_names_is_there():
-    readme = text("README.md")
-    targets = set(re.search(r"(?m)^\.PHONY: (.*)$", text("Makefile")).group(1).split())
-    assert set(re.findall(r"(?m)(?:`|^)make ([a-z-]+)", readme)) - targets == set()
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", readme) if not link.startswith("http")]
-    assert links and [link for link in links if not (REPO / link).exists()] == []
-
-
-def test_every_dvc_command_of_the_readme_is_one():
-    from dvc.cli import parse_args
-
-    commands = re.findall(r"(?m)^containers/run venv:tools dvc ([^#\n]+)", text("README.md"))
-    assert commands
-    for words in commands:
-        parse_args(words.split())
-
-
 # What must never be committed.
 
 

@@ -1,4 +1,4 @@
-"""The report of real and made-up runs (fixtures/claims, see test_claims.py), as HTML, as Markdown and in the README."""
+"""The report of real and made-up runs (fixtures/claims, see test_claims.py), as HTML and as Markdown."""
 
 import json
 import re
@@ -9,7 +9,6 @@ from xml.etree import ElementTree
 import pytest
 
 from stages import claims, report
-from stages.stage import UserError
 
 ROOT = Path(__file__).parents[1]
 RUNS = Path(__file__).parent / "fixtures" / "claims"
@@ -301,28 +300,3 @@ def test_style_scores_stand_beside_the_data_set_s_own(tmp_path, monkeypatch):
     assert cells[5] == "0.5 no interval"
     assert cells[6:] == ["0.0625 [0.05, 0.07]", "differs", "—"]
     assert "Mind this." in markdown and "Commas over characters." in markdown
-
-
-def test_the_readme_table_is_written_between_its_marks_and_only_once(tmp_path, monkeypatch):
-    checkout(tmp_path, monkeypatch)
-    readme = tmp_path / "README.md"
-    readme.write_text("# Above\n<!-- results:begin -->\nstale\n<!-- results:end -->\nbelow\n")
-    monkeypatch.setattr("sys.argv", ["report", "--readme"])
-    report.main()
-    once = readme.read_text()
-    report.main()
-    assert readme.read_text() == once
-    assert once.startswith("# Above\n<!-- results:begin -->\n| claim |") and once.endswith(
-        "<!-- results:end -->\nbelow\n"
-    )
-    assert "16,800 (h100) | reproduced |" in once
-    assert "this checkout" not in once and "stale" not in once
-
-
-@pytest.mark.parametrize("text", ["", "<!-- results:begin -->", "<!-- results:end -->\n<!-- results:begin -->"])
-def test_a_readme_without_its_marks_is_left_alone(tmp_path, monkeypatch, text):
-    readme = tmp_path / "README.md"
-    readme.write_text(text)
-    with pytest.raises(UserError, match="README.md: want the lines <!-- results:begin --> and <!-- results:end -->"):
-        report.write_readme({"claims": []}, readme)
-    assert readme.read_text() == text

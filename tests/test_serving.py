@@ -6,6 +6,7 @@ do they batch, stream, pick the adapter, and say the same as Transformers? In fl
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -131,7 +132,7 @@ def served(base_model, tmp_path_factory):
     set_params(tree, repository={"max_batch_size": 4, "instances": 2})
     folders = [f"results/embedded/finetune/{method}/adapter" for method in ("lora", "qlora")]
     tree_of(tree, "venv:pytorch", "-c", ADAPTERS, "results/embedded/base_model/model", *folders)
-    tree_of(tree, "venv:tools", "-m", "stages.repository", "lora")
+    tree_of(tree, "venv:tools", "-m", "stages.repository", "lora", "venv:triton")
     # What `make chat` asks with.
     write_json(results / "dataset" / "metrics.json", {"template": "chatml", "system_prompt": ""})
     for method in ("lora", "qlora"):
@@ -236,6 +237,19 @@ QUESTION = "犬は好き?"
 AS_ASKED = f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 
 
+def test_the_quick_start_serves_and_asks_as_the_writeup_does_and_names_the_stand_in(served):
+    tree_of(served, "venv:tools", "-m", "stages.repository", "base", "venv:triton")
+    said = tree_of(served, "venv:tools", "-m", "tools.quickstart_trtllm")
+    assert "a stand-in for TensorRT-LLM: no engine to build" in said
+    assert re.search(r"continuous batching behind Triton 2\.\d+\.0 \(stand-in for TensorRT-LLM\) is ready", said)
+    shown = [shlex.split(line[2:]) for line in said.splitlines() if line.startswith("$ curl")]
+    texts = [json.loads(words[words.index("-d") + 1])["text_input"] for words in shown]
+    answers = [json.loads(found)["text_output"] for found in re.findall(r"(?ms)^\{$.*?^\}$", said)]
+    assert texts[0] == texts[1] == "How do I count to nine in French?" and answers[0] == answers[1]
+    # Only in the template of its training does this model answer with more than an end.
+    assert texts[2].startswith("<|im_start|>") and len(answers[2]) > len(texts[2])
+
+
 class TestTriton:
     def test_triton_answers_as_transformers_with_each_adapter(self, triton, expected):
         answers = [[generate(prompt, lora_task_id=task)["text_output"] for prompt in PROMPTS] for task in (0, 1, 2)]
@@ -277,6 +291,11 @@ class TestTriton:
     def test_the_writeups_payload_is_accepted_as_it_stands(self, triton, expected):
         payload = {"text_input": PROMPTS[0], "max_tokens": TOKENS, "bad_words": "", "stop_words": "", "lora_task_id": 0}
         answered = json.loads(post("/v2/models/ensemble/generate", **payload))
+        assert answered["text_output"] == PROMPTS[0] + expected[0][0]
+
+    def test_the_quick_starts_nested_parameters_still_reach_the_model(self, triton, expected):
+        nested = {"max_tokens": TOKENS, "bad_words": [""], "stop_words": [""]}
+        answered = json.loads(post("/v2/models/ensemble/generate", text_input=PROMPTS[0], parameters=nested))
         assert answered["text_output"] == PROMPTS[0] + expected[0][0]
 
     def test_the_end_token_ends_an_answer_but_not_before_min_tokens(self, triton, expected):

@@ -9,6 +9,7 @@ environment.
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -50,10 +51,14 @@ def online(image, options, ready_seconds, log):
     log.unlink(missing_ok=True)
     with serving(server, ["containers/run", image, *server.command(options)], log, ready_seconds) as (_, seconds):
         print(f"{server.engine()[0]} is ready after {seconds:.0f} s", flush=True)
-        body = {"model": "base", "prompt": ONE, **SAMPLING}
-        print(f"$ curl {URL}/v1/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'")
-        with post(f"{URL}/v1/completions", body) as response:
-            print(json.dumps(json.load(response), indent=2, ensure_ascii=False))
+        curl(f"{URL}/v1/completions", {"model": "base", "prompt": ONE, **SAMPLING})
+
+
+def curl(url, body):
+    """Show a request as the curl that sends it, and the answer."""
+    print(f"$ curl {url} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}", flush=True)
+    with post(url, body) as response:
+        print(json.dumps(json.load(response), indent=2, ensure_ascii=False), flush=True)
 
 
 def main():

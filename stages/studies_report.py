@@ -1,0 +1,107 @@
+"""
+The report's sections on streaming and on several adapters (studies/dvc.yaml), as blocks (stages/page.py). A stand-in
+is named by the engine's own name.
+"""
+
+from pathlib import Path
+
+from stages.claims import show
+from stages.runs import optional
+
+# Columns: heading and key of a row.
+PROMPT = {
+    "first token s": "ttft_seconds",
+    "from": "ttft_seconds_min",
+    "to": "ttft_seconds_max",
+    "tokens": "tokens",
+    "s": "seconds",
+    "tokens/s": "tokens_per_second",
+}
+BLS = {"concurrency": "concurrency", "first token ms": "ttft_ms", "to": "ttft_ms_max", "tokens/s": "tokens_per_second"}
+POINT = {
+    "adapters": "adapters",
+    "rank": "rank",
+    "asked for": "adapters_asked_for",
+    "tokens/s": "output_tokens_per_second",
+    "first token ms (p50)": "ttft_ms_p50",
+    "loading s": "load_seconds",
+    "server MiB": "resident_mib",
+    "GPU MiB": "gpu_mib",
+}
+
+
+def of_runs(ledger, stage):
+    """(run, data) of each server's STAGE.json that measured something."""
+    for name, facts in ledger["runs"].items():
+        for path in sorted(Path(facts["folder"]).glob(f"{stage}/*/{stage}.json")):
+            if (data := optional(path))["engine"]:
+                yield name, data
+
+
+def cells(row, columns):
+    return [show(row.get(key)) for key in columns.values()]
+
+
+def streaming(ledger):
+    """The writeup's prompts by every client of every server, and what one BLS instance does."""
+    yield ("heading", 2, "Streaming")
+    found = list(of_runs(ledger, "streaming"))
+    if not found:
+        yield ("text", "Not measured yet. `make streaming` measures it.")
+        return
+    yield ("text", "Medians of each prompt's repeats; a client without a first token does not stream.")
+    rows, cases = [], []
+    for name, data in found:
+        for client in (key for key, value in data.items() if isinstance(value, list) and key != "bls"):
+            rows += [[name, data["engine"], client, row["prompt"], *cells(row, PROMPT)] for row in data[client]]
+        cases += [
+            [name, row["model"] or "ensemble", show(row["instances"]), *cells(row, BLS)] for row in data["bls"] or []
+        ]
+    yield ("table", ["run", "engine", "client", "prompt", *PROMPT], rows)
+    if cases:
+        yield ("heading", 3, "What one BLS instance does")
+        yield (
+            "text",
+            "An instance of a BLS model answers one request at a time: with one, the second of two requests waits for "
+            "the whole answer of the first. All answers have the same length.",
+        )
+        yield ("table", ["run", "model", "instances", *BLS], cases)
+
+
+def multilora(ledger):
+    """Did each request get its own adapter, and what do adapters cost?"""
+    yield ("heading", 2, "Several adapters")
+    found = list(of_runs(ledger, "multilora"))
+    if not found:
+        yield ("text", "Not measured yet. `make multilora` measures it.")
+        return
+    yield (
+        "text",
+        "Six requests at once that name no adapter, the first and the second in turn, greedily; then each alone, on "
+        "the same server. In float32 no rounding decides between two tokens; as served, a batch may change the last "
+        "bits.",
+    )
+    rows, points = [], []
+    for name, data in found:
+        for precision, proof in data["proof"].items():
+            same = f"{proof['same_as_alone']} of {proof['requests']}"
+            other = f"{proof['other_than_adapter_off']} of {proof['with_an_adapter']}"
+            rows.append([name, data["engine"], precision, same, other])
+        points += [[name, row["arm"], row["popularity"] or "—", *cells(row, POINT)] for row in data["points"]]
+    header = ["run", "engine", "precision", "as from its adapter alone", "other than with the adapter off"]
+    yield ("table", header, rows)
+    if not points:
+        return
+    yield ("heading", 3, "What adapters cost")
+    sizes = "; ".join(
+        f"{name}: {data['trained_adapter_bytes'] / 1e6:,.1f} MB beside {data['base_model_bytes'] / 1e6:,.0f} MB"
+        for name, data in found
+        if data["points"]
+    )
+    yield (
+        "text",
+        "`none` is a server without LoRA, which is what merged weights cost; `unused` one with LoRA whose requests "
+        "name no adapter; the adapters have random weights. A trained adapter's file beside the base model's: "
+        f"{sizes}.",
+    )
+    yield ("table", ["run", "arm", "popularity", *POINT], points)
