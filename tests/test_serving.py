@@ -131,7 +131,7 @@ def served(base_model, tmp_path_factory):
     set_params(tree, repository={"max_batch_size": 4, "instances": 2})
     folders = [f"results/embedded/finetune/{method}/adapter" for method in ("lora", "qlora")]
     tree_of(tree, "venv:pytorch", "-c", ADAPTERS, "results/embedded/base_model/model", *folders)
-    tree_of(tree, "venv:tools", "-m", "stages.repository", "lora")
+    tree_of(tree, "venv:tools", "-m", "stages.repository", "lora", "host:")
     # What `make chat` asks with.
     write_json(results / "dataset" / "metrics.json", {"template": "chatml", "system_prompt": ""})
     for method in ("lora", "qlora"):
