@@ -22,6 +22,10 @@ PACKAGES = (
     "genai-perf",
     "tritonclient",
     "vllm",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "numpy",
 )
 SCRIPTS = ("examples/quantization/quantize.py", "examples/models/core/llama/convert_checkpoint.py",
            "examples/hf_lora_convert.py", "tools/fill_template.py", "scripts/launch_triton_server.py")  # fmt: skip

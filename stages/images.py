@@ -2,38 +2,58 @@
 Commands inside an image, what the image has inside, and whether an engine built in one fits here.
 
 in:   data/written_for.yaml       the versions that the flags and files were checked for
+out:  .cache/images/DIGEST.json   what an image has inside
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from stages.stage import UserError, load_yaml, read_json, results
+from stages.stage import UserError, load_yaml, read_json, results, write_json
 
 WRITTEN_FOR = "data/written_for.yaml"
 
 
+def record(image):
+    """Where containers/run looks whether what an image has inside was written down: by the image's digest."""
+    digest, plus, packages = image.rpartition("@sha256:")[2].partition("+")
+    return Path(".cache/images") / f"{digest[:12]}{plus}{packages}.json"
+
+
 def look(image):
-    """What containers/provenance.py finds inside `image`; UserError when it cannot be run there."""
+    """What containers/provenance.py finds inside `image`, kept by its digest; UserError when it cannot be run there."""
+    if image.startswith("docker://") and record(image).exists():
+        return read_json(record(image))
     command = ["containers/run", image, "python3", "containers/provenance.py"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "REPO_LOOKING": "1"})
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"{image}: what it has inside cannot be looked up: {last}")
     # The NVIDIA images' own greeting is set aside with their entrypoint; a program may still say something first.
-    return json.loads(done.stdout[done.stdout.index("{") :])
+    found = json.loads(done.stdout[done.stdout.index("{") :])
+    if image.startswith("docker://"):
+        write_json(record(image), found)
+    return found
 
 
 def differences(role, found):
     """Where an image is another than the one written for, as sentences; a version may be given by its beginning."""
     wanted = load_yaml(WRITTEN_FOR)[role]
-    return [
+    said = [
         f"{package} is {found['versions'].get(package)}, this was written for {version}"
-        for package, version in wanted.items()
+        for package, version in wanted["versions"].items()
         if not str(found["versions"].get(package)).startswith(version)
     ]
+    for script, sha256 in wanted.get("sha256", {}).items():
+        if found["sha256"].get(script) != sha256:
+            said.append(f"{script} is {'another than was read' if script in found['sha256'] else 'not there'}")
+    for model, keys in wanted.get("placeholders", {}).items():
+        if lacking := [key for key in keys if key not in found["placeholders"].get(model, [])]:
+            said.append(f"{model}/config.pbtxt has no placeholder {', '.join(lacking)}")
+    return said
 
 
 def unknown_flags(command, help_text):

@@ -51,9 +51,10 @@ class Triton:
         # A client that was stopped leaves its request in flight in Triton 2.51's ensembles: do not wait long for it.
         memory = f"python,shm-region-prefix-name={SHARED_MEMORY}"
         words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 10, "backend-config": memory}
+        words["disable-auto-complete-config"] = True  # what config.pbtxt does not say is not guessed
         if self.built["engine_is_stand_in"]:
             return ["tritonserver", *flags(words)]
-        return mpirun(words | {"disable-auto-complete-config": True}, self.built["world_size"])
+        return mpirun(words, self.built["world_size"])
 
     def client(self, p, output_tokens):
         """genai-perf's options for this server; a pinned length is exactly `output_tokens`, greedily."""

@@ -35,15 +35,45 @@ PROGRAMS = {
 
 
 def skeleton(folder):
-    """The five config.pbtxt of the skeleton, as far as their placeholders and names go, by the contract."""
-    for model, keys in Contract("fill_template").data["models"].items():
-        bare = {"triton_max_batch_size": "max_batch_size: ${triton_max_batch_size}\n"}
-        lines = "".join(bare.get(key, f"# {key}\n{key}_here: ${{{key}}}\n") for key in keys["bare"])
-        quoted = "".join(
-            f'parameters {{ key: "{key}" value: {{ string_value: "${{{key}}}" }} }}\n' for key in keys["quoted"]
-        )
-        (folder / model).mkdir(parents=True)
-        (folder / model / "config.pbtxt").write_text(f'name: "{model}"\n{lines}{quoted}')
+    """The five config.pbtxt of the skeleton by the contract: every placeholder, every tensor, the ensemble's steps."""
+    for model, facts in Contract("fill_template").data["models"].items():
+        steps = "".join(map(step, facts.get("steps", [])))
+        instances = "1" if model == "tensorrt_llm" else f"${{{model.removeprefix('tensorrt_llm_')}_instance_count}}"
+        backend = "${triton_backend}" if model == "tensorrt_llm" else "python"
+        batching = """dynamic_batching {
+  max_queue_delay_microseconds: ${max_queue_delay_microseconds}
+  default_queue_policy { max_queue_size: ${max_queue_size} }
+}
+"""
+        lines = [
+            f'name: "{model}"\nmax_batch_size: ${{triton_max_batch_size}}\n',
+            f'platform: "ensemble"\nensemble_scheduling {{\n{steps}}}\n' if steps else f'backend: "{backend}"\n',
+            "" if steps else f"instance_group [ {{ count: {instances} kind: KIND_CPU }} ]\n",
+            batching if "max_queue_size" in facts["bare"] else "",
+            "model_transaction_policy { decoupled: ${decoupled_mode} }\n" if "decoupled_mode" in facts["bare"] else "",
+            *(tensor(kind, name, form) for kind in ("input", "output") for name, form in facts[kind].items()),
+            *(f'parameters {{ key: "{key}" value: {{ string_value: "${{{key}}}" }} }}\n' for key in facts["quoted"]),
+        ]
+        write(folder / model, "config.pbtxt", "".join(lines))
+
+
+def tensor(kind, name, form):
+    """One tensor of a config.pbtxt from the contract's words for it."""
+    data_type, dims, *marks = form.split()
+    data_type = data_type if data_type.startswith("$") else f"TYPE_{data_type}"
+    words = {"scalar": "reshape { shape: [] }", "optional": "optional: true", "ragged": "allow_ragged_batch: true"}
+    marked = " ".join(words[mark] for mark in marks)
+    return f'{kind} [ {{ name: "{name}" data_type: {data_type} dims: [ {dims} ] {marked} }} ]\n'
+
+
+def step(one):
+    """One step of the ensemble."""
+    maps = "".join(
+        f'    {kind}_map {{ key: "{inside}" value: "{outside}" }}\n'
+        for kind in ("input", "output")
+        for inside, outside in one[kind].items()
+    )
+    return f'  step {{\n    model_name: "{one["model"]}"\n    model_version: -1\n{maps}  }}\n'
 
 
 def checkpoint(given):

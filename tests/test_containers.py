@@ -1,5 +1,6 @@
 """containers/run and containers/venv: the one place that starts anything in an environment."""
 
+import getpass
 import hashlib
 import os
 import shutil
@@ -73,6 +74,7 @@ def test_signals_reach_the_command_and_no_process_stands_between(tree, image, se
         ("venv:tools@0123456789ab", "the lock of tools is another than venv:tools@0123456789ab; `make lock` writes"),
         ("docker://example.org/a:1", "docker://example.org/a:1 has no digest; pin it as NAME:TAG@sha256:..."),
         ("docker://example.org/a:1@sha256:UNRESOLVED", "has no digest yet; `make lock` resolves it"),
+        ("docker://example.org/a:1@sha256:UNRESOLVED+client", "a:1@sha256:UNRESOLVED has no digest yet; `make lock`"),
     ],
 )
 def test_a_bad_reference_is_one_line_and_exit_code_2(tree, image, says):
@@ -84,6 +86,12 @@ def test_a_bad_reference_is_one_line_and_exit_code_2(tree, image, says):
     assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: containers/run: ") and says in done.stderr
+
+
+def test_packages_that_lie_on_an_image_are_no_environment_without_it(tree):
+    done = run_in(tree, "containers/run", "venv:client-image", "true")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: containers/run: venv:client-image lies on an image; see containers/images.yaml\n"
 
 
 def test_without_a_command_it_shows_how_it_is_used(tree):
@@ -234,6 +242,7 @@ def fake_docker(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     for name in ("HF_TOKEN", "NGC_API_KEY", "REPO_LOCK"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("REPO_LOOKING", "1")  # what an image's first use does is tested with a real engine
     return folder
 
 
@@ -249,10 +258,30 @@ def test_docker_gets_exactly_this_command(tree, tmp_path, fake_docker):
         "--ipc", "host", "--network", "host",
         "--ulimit", "memlock=-1", "--ulimit", "stack=67108864",
         "--user", f"{os.getuid()}:{os.getgid()}", "--env", f"HOME={tree}/.cache/home",
+        "--env", f"USER={getpass.getuser()}",
         "--volume", f"{tree}:{tree}", "--workdir", str(tree),
         "--env", "REPO_IMAGE", "--env", "REPO_COMMIT", "--env", "REPO_DIRTY",
         "--entrypoint", "", f"example.org/team/image:1.0@{DIGEST}", "python", "-m", "stages.finetune", "two words",
     ]  # fmt: skip
+
+
+def test_packages_that_lie_on_an_image_come_before_its_own_and_their_lock_is_said(bare, tmp_path, fake_docker):
+    (bare / "containers" / "top").mkdir()
+    lock = bare / "containers" / "top" / "requirements.txt"
+    lock.write_text("")
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()
+    packages = bare / ".venvs" / "top"
+    packages.mkdir(parents=True)
+    (packages / "lock.sha256").write_text(digest)  # made already
+    assert run_in(bare, "containers/run", f"{IMAGE}+top@{digest[:12]}", "true").returncode == 7
+    words = noted(tmp_path)
+    given = words[words.index("REPO_DIRTY") + 1 : words.index("--entrypoint")]
+    assert given == [
+        "--volume", f"{packages}:{packages}", "--env", f"PYTHONPATH={packages}", "--env", f"REPO_LOCK={digest}",
+    ]  # fmt: skip
+    assert words[-2:] == [IMAGE.removeprefix("docker://"), "true"]
+    done = run_in(bare, "containers/run", f"{IMAGE}+top@0123456789ab", "true")
+    assert done.returncode == 2 and "the lock of top is another than docker://example.org" in done.stderr
 
 
 def test_a_command_that_talks_gets_stdin_and_a_terminal_only_where_there_is_one(tree, tmp_path, fake_docker):
@@ -344,6 +373,7 @@ def docker_run(engine, folder, *command, **environment):
 
 def as_user(engine, folder, environment):
     env = {**os.environ, "DOCKER_HOST": engine.host, "REPO_COMMIT": "none", "REPO_DIRTY": "true", "HOME": str(folder)}
+    env["REPO_LOOKING"] = "1"  # this image has no Python
     return {"cwd": folder, "env": {**env, **environment}, "user": USER, "group": USER, "extra_groups": []}
 
 
@@ -369,6 +399,10 @@ def test_the_command_in_the_container_is_the_callers_user_in_the_callers_tree(en
     made = owned / "made"
     assert made.read_text() == "b\n" and (made.stat().st_uid, made.stat().st_gid) == (USER, USER)
     assert (owned / ".cache" / "home" / ".cached").stat().st_uid == USER
+
+
+def test_the_container_knows_a_name_for_a_user_that_neither_it_nor_the_host_has(engine, owned):
+    assert docker_run(engine, owned, "sh", "-c", "echo $USER").stdout == f"{USER}\n"
 
 
 def test_the_container_learns_what_runs_it_and_gets_the_secret(engine, owned):

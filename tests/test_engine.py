@@ -114,10 +114,24 @@ def test_an_engine_of_another_gpu_or_image_is_told_to_be_rebuilt():
 
 def test_an_image_with_other_versions_or_without_a_flag_is_told(monkeypatch):
     monkeypatch.chdir(REPO)
+    wanted = load_yaml(REPO / "data/written_for.yaml")["triton"]
     versions = {"tensorrt_llm": "1.0.0", "tensorrt": "10.11.0.33", "nvidia-modelopt": "0.33.1"}
-    assert differences("triton", {"versions": versions}) == []
-    assert differences("triton", {"versions": versions | {"tensorrt_llm": "1.1.0"}}) == [
+    found = {"versions": versions, "sha256": wanted["sha256"], "placeholders": wanted["placeholders"]}
+    assert differences("triton", found) == []
+    assert differences("triton", found | {"versions": versions | {"tensorrt_llm": "1.1.0"}}) == [
         "tensorrt_llm is 1.1.0, this was written for 1.0.0"
+    ]
+    other = {
+        "examples/hf_lora_convert.py": "0" * 64,
+        "tools/fill_template.py": wanted["sha256"]["tools/fill_template.py"],
+    }
+    assert differences("triton", found | {"sha256": other}) == [
+        "examples/hf_lora_convert.py is another than was read",
+        "examples/models/core/llama/convert_checkpoint.py is not there",
+    ]
+    fewer = wanted["placeholders"] | {"tensorrt_llm_bls": ["triton_max_batch_size", "bls_instance_count"]}
+    assert differences("triton", found | {"placeholders": fewer}) == [
+        "tensorrt_llm_bls/config.pbtxt has no placeholder logits_datatype, decoupled_mode"
     ]
     assert unknown_flags(["trtllm-build", "--old", "1", "--new", "2"], "usage: --old N") == ["--new"]
     assert unknown_flags(["trtllm-build", "--old"], None) == []
@@ -178,8 +192,8 @@ def test_a_finished_checkpoint_outlives_a_build_that_failed(built, tmp_path):
     assert built.done.returncode == 1 and "| out of memory" in built.done.stderr
     assert "error: trtllm-build failed (exit code 3)" in built.done.stderr
     (tmp_path / "shims" / "trtllm-build").write_text(real)
-    inside = json.dumps({"versions": {"tensorrt": None}, "trtllm_build_help": None})
-    only_looked_at = f"case $1 in containers/*) echo '{inside}' ;; *) exit 9 ;; esac"
+    nothing = {"versions": {"tensorrt": None}, "sha256": {}, "placeholders": {}, "trtllm_build_help": None}
+    only_looked_at = f"case $1 in containers/*) echo '{json.dumps(nothing)}' ;; *) exit 9 ;; esac"
     (tmp_path / "shims" / "python3").write_text(f"#!/bin/sh\n{only_looked_at}\n")
     made = json.loads((built("corrected") / "engine.json").read_text())
     assert built.done.returncode == 0, built.done.stderr

@@ -77,6 +77,10 @@ def test_an_environment_gets_the_hash_of_its_lock_and_a_stale_one_is_replaced(tm
         f"# venv:NAME@LOCK\n  vllm: venv:vllm-cuda@{now}   # a\n  other: venv:vllm-cuda@{now}   # b\n"
     )
     assert with_locks(with_locks(text)) == with_locks(text)
+    for digest in ("a" * 64, "UNRESOLVED"):
+        on_image = f"  a: docker://example.org/a:1@sha256:{digest}+vllm-cuda"
+        assert with_locks(f"{on_image}@0123456789ab   # b\n") == with_locks(f"{on_image}   # b\n")
+        assert with_locks(f"{on_image}\n") == f"{on_image}@{now}\n"
 
 
 def test_a_lock_holds_hashes_and_no_index_and_leaves_out_what_is_excluded(tmp_path):
@@ -86,6 +90,8 @@ def test_a_lock_holds_hashes_and_no_index_and_leaves_out_what_is_excluded(tmp_pa
     assert " ".join(compile_command(folder)[1:]) == (
         f"{options} --no-header {folder}/requirements.in -o {folder}/requirements.txt"
     )
+    (folder / "image-python").write_text("3.12\n")
+    assert "--python-version 3.12" in " ".join(compile_command(folder))
     (folder / "excludes.txt").write_text("torchvision\n")
     assert f"--excludes {folder}/excludes.txt" in " ".join(compile_command(folder))
 

@@ -19,7 +19,9 @@ from stages.stage import load_yaml, read_params
 from tools.profile import changes
 
 PROFILES = sorted(path.stem for path in (REPO / "profiles").glob("*.yaml"))
-REFERENCE = r"venv:tools|venv:[\w-]+@[0-9a-f]{12}|host:|docker://[\w./-]+:[\w.-]+@sha256:(?:[0-9a-f]{64}|UNRESOLVED)"
+DIGEST = r"@sha256:(?:[0-9a-f]{64}|UNRESOLVED)"
+LOCKED = r"[\w-]+@[0-9a-f]{12}"
+REFERENCE = rf"venv:tools|venv:{LOCKED}|host:|docker://[\w./-]+:[\w.-]+{DIGEST}(?:\+{LOCKED})?"
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +324,9 @@ def image_sets():
 
 
 def environments():
-    """The names of all virtual environments that an image set asks for."""
-    references = {reference for entry in image_sets().values() for reference in entry.values()}
-    return sorted(reference[5:].split("@")[0] for reference in references if reference.startswith("venv:"))
+    """The names of all environments that an image set asks for, those that lie on an image among them."""
+    references = " ".join(reference for entry in image_sets().values() for reference in entry.values())
+    return sorted(set(re.findall(r"(?:venv:|\+)([\w-]+)", references)))
 
 
 def test_every_profile_has_its_set_of_images_with_the_same_roles():
@@ -354,6 +356,12 @@ def test_every_environment_has_a_lock_and_every_lock_an_environment():
     locked = {path.parent.name for path in (REPO / "containers").glob("*/requirements.txt")}
     assert set(environments()) - locked == set()
     assert locked - set(environments()) - {"uv"} == set()
+
+
+def test_packages_lie_on_an_image_where_its_python_is_named_and_nowhere_else():
+    references = {reference for entry in image_sets().values() for reference in entry.values()}
+    named = {path.parent.name for path in (REPO / "containers").glob("*/image-python")}
+    assert named == {one.partition("+")[2].split("@")[0] for one in references if "+" in one}
 
 
 LOCKS = sorted(str(path.relative_to(REPO)) for path in (REPO / "containers").glob("*/requirements.txt"))
@@ -393,7 +401,7 @@ def test_what_a_lock_leaves_out_on_purpose_is_not_in_it(lock):
 
 def test_a_stage_runs_again_when_the_lock_of_its_environment_is_another(graph):
     for stage in graph:
-        for name, lock in re.findall(r"venv:([\w-]+)@([0-9a-f]{12})", stage["cmd"]):
+        for name, lock in re.findall(r"(?:venv:|\+)([\w-]+)@([0-9a-f]{12})", stage["cmd"]):
             content = (REPO / "containers" / name / "requirements.txt").read_bytes()
             assert hashlib.sha256(content).hexdigest()[:12] == lock, f"{name} is locked anew: run `make lock`"
 

@@ -55,7 +55,7 @@ def test_docker_and_every_unresolved_image_are_named_once():
         "tools": "venv:tools",
         "pytorch": "docker://example.org/a:1@sha256:" + "0" * 64,
         "triton": "docker://example.org/b:2@sha256:UNRESOLVED",
-        "trtllm": "docker://example.org/b:2@sha256:UNRESOLVED",
+        "trtllm": "docker://example.org/b:2@sha256:UNRESOLVED+packages@0123456789ab",
     }
     docker, image = missing_images(images, docker_answers=False)
     assert docker.startswith("Docker: no engine answers") and "start it" in docker

@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from contracts import Contract
 from doubles import host_doubles
 
 from stages.repository import Repository, check_filled, render, substitutions
-from stages.stage import UserError
+from stages.serving import is_ready, started
+from stages.stage import UserError, flags
 
 # name -> (type, dims), as facts about NVIDIA's inflight_batcher_llm: what its clients may send, and get.
 TEXT = {
@@ -231,6 +235,9 @@ def tensorrt(made, tmp_path):
     return run
 
 
+LOGITS = 'name: "context_logits" data_type: TYPE_{}'
+
+
 def values_of(out, model):
     text = (out / "models" / model / "config.pbtxt").read_text()
     quoted = dict(re.findall(r'key: "(\w+)" value: { string_value: "([^"]*)" }', text))
@@ -248,11 +255,11 @@ def test_the_skeleton_is_filled_with_what_the_engine_says_of_itself(tensorrt):
         "lora_prefetch_dir": str(results / "adapter"),
         "enable_kv_cache_reuse": "false",
     }
-    assert "max_batch_size: 4" in text and "decoupled_mode_here: true" in text
-    assert "logits_datatype_here: TYPE_FP16" in text
-    assert "bls_instance_count_here: 4" in values_of(out, "tensorrt_llm_bls")[0]
+    assert "max_batch_size: 4" in text and "decoupled: true" in text
+    assert LOGITS.format("FP16") in text
+    assert "count: 4" in values_of(out, "tensorrt_llm_bls")[0]
     # Several postprocessings would let the pieces of a stream overtake each other.
-    assert "postprocessing_instance_count_here: 1" in values_of(out, "postprocessing")[0]
+    assert "count: 1" in values_of(out, "postprocessing")[0]
     written = json.loads((out / "repository.json").read_text())
     assert (written["engine"], written["engine_is_stand_in"]) == ("TensorRT-LLM 1.0.0", False)
     assert (written["world_size"], written["max_batch_size"]) == (2, 4)
@@ -263,14 +270,14 @@ def test_the_skeleton_is_filled_with_what_the_engine_says_of_itself(tensorrt):
 def test_without_adapters_there_is_nothing_to_prefetch_and_without_streaming_no_decoupling(tensorrt):
     out = tensorrt("base", streaming=False)
     text, values = values_of(out, "tensorrt_llm")
-    assert "lora_prefetch_dir" not in values and "decoupled_mode_here: false" in text
-    assert "postprocessing_instance_count_here: 4" in values_of(out, "postprocessing")[0]
+    assert "lora_prefetch_dir" not in values and "decoupled: false" in text
+    assert "count: 4" in values_of(out, "postprocessing")[0]
 
 
 def test_an_engine_with_float32_logits_gets_their_type(tensorrt):
     path = tensorrt.made.results / "engine/corrected/engine.json"
     path.write_text(json.dumps(ENGINE | {"logits_dtype": "float32"}))
-    assert "logits_datatype_here: TYPE_FP32" in values_of(tensorrt("base"), "ensemble")[0]
+    assert LOGITS.format("FP32") in values_of(tensorrt("base"), "ensemble")[0]
 
 
 def test_a_placeholder_of_some_versions_is_filled_where_it_is_there(tensorrt):
@@ -285,6 +292,43 @@ def test_a_skeleton_with_a_placeholder_that_nobody_fills_is_refused(tensorrt):
     config.write_text(config.read_text() + "new: ${of_a_newer_version}\n")
     tensorrt("base")
     assert "of_a_newer_version not filled in; this skeleton is another" in only_error(tensorrt.made.done)
+
+
+# What a model does is not asked here: only whether the server takes its config.pbtxt.
+IDLE = "class TritonPythonModel:\n    def execute(self, requests):\n        return []\n"
+
+
+def strictly_loaded(models, folder):
+    """(is a real tritonserver ready that guesses nothing, what it says) with a copy of the models that do nothing."""
+    shutil.copytree(models, folder, ignore=shutil.ignore_patterns("1"))
+    for config in folder.glob("*/config.pbtxt"):
+        (config.parent / "1").mkdir()
+        (config.parent / "1" / "model.py").write_text(IDLE)
+        config.write_text(config.read_text().replace('backend: "tensorrtllm"', 'backend: "python"'))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = {"model-repository": folder, "http-address": "127.0.0.1", "http-port": port, "allow-grpc": "false",
+             "allow-metrics": "false", "exit-timeout-secs": 1, "disable-auto-complete-config": True,
+             "backend-config": f"python,shm-region-prefix-name=strict_{port}_"}  # fmt: skip
+    log = folder / "server.log"
+    with started(["containers/run", "venv:triton", "tritonserver", *flags(words)], log) as server:
+        while server.poll() is None and not (ready := is_ready(f"http://127.0.0.1:{port}/v2/health/ready")):
+            time.sleep(0.1)
+    return server.returncode is None or ready, log.read_text()
+
+
+def test_the_filled_skeleton_is_taken_by_a_real_server_that_guesses_nothing(tensorrt, tmp_path):
+    ready, said = strictly_loaded(tensorrt("lora", instances=1) / "models", tmp_path / "strict")
+    assert ready, said[-3000:]
+
+
+def test_a_real_server_refuses_logits_of_another_type_in_the_ensemble(tensorrt, tmp_path):
+    models = tensorrt("base", instances=1) / "models"
+    config = models / "ensemble" / "config.pbtxt"
+    config.write_text(config.read_text().replace(LOGITS.format("FP16"), LOGITS.format("FP32")))
+    ready, said = strictly_loaded(models, tmp_path / "mixed")
+    assert not ready and "context_logits" in said, said[-3000:]
 
 
 def test_an_engine_for_another_gpu_is_not_served(tensorrt):

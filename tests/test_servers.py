@@ -47,7 +47,8 @@ def test_a_tensorrt_llm_repository_is_served_in_the_foreground_by_one_tritonserv
 
 def test_the_stand_in_is_served_without_mpi(project):
     project("repository/base/repository.json", {"engine_is_stand_in": True})
-    assert Triton("base").command([])[0] == "tritonserver"
+    given, _ = Contract("tritonserver").parse(Triton("base").command([]))
+    assert given["--disable-auto-complete-config"] is True
 
 
 class Load:

@@ -25,9 +25,10 @@ REFERENCE = re.compile(r"docker://(?P<name>[\w./-]+):(?P<tag>[\w.-]+)@sha256:(?P
 
 def compile_command(folder):
     """The words that lock one environment; the lock holds hashes and names no index."""
-    excludes = folder / "excludes.txt"
+    excludes, on_image = folder / "excludes.txt", folder / "image-python"
+    python = on_image.read_text().strip() if on_image.exists() else "3.11"
     return [
-        *(uv(), "pip", "compile", "--quiet", "--python-version", "3.11", "--generate-hashes"),
+        *(uv(), "pip", "compile", "--quiet", "--python-version", python, "--generate-hashes"),
         *("--no-emit-index-url", "--no-emit-find-links", "--no-header"),
         *(["--excludes", str(excludes)] if excludes.exists() else []),
         *(str(folder / "requirements.in"), "-o", str(folder / "requirements.txt")),
@@ -110,18 +111,20 @@ def ask_manifest(reference):
 
 
 def with_locks(text):
-    """images.yaml's text with the first 12 digits of each lock's sha256 behind its environment's name.
+    """images.yaml's text with the first 12 digits of each lock's sha256 behind its environment's name: venv:NAME@LOCK,
+    and docker://IMAGE+NAME@LOCK.
 
     tools goes without: it starts the others, and a new ruff there should not measure everything again.
     """
 
     def locked(match):
-        if match.group(1) == "tools":
+        runner, name = match.group(1, 2)
+        if name == "tools":
             return "venv:tools"
-        lock = Path("containers") / match.group(1) / "requirements.txt"
-        return f"venv:{match.group(1)}@{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
+        lock = Path("containers") / name / "requirements.txt"
+        return f"{runner}{name}@{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
 
-    return re.sub(r"(?<=: )venv:([\w-]+)(@[0-9a-f]{12})?", locked, text)
+    return re.sub(r"((?<=: )venv:|(?<=[0-9a-f]{64})\+|(?<=UNRESOLVED)\+)([\w-]+)(@[0-9a-f]{12})?", locked, text)
 
 
 def ask_registry(name, tag):

@@ -50,7 +50,7 @@ def missing_resources(p, free_disk_gb, machine_memory_gib, cards):
 def missing_images(images, docker_answers):
     """What stands between this machine and the images in use; docker_answers: the engine can be reached."""
     missing = []
-    references = sorted({image for image in images.values() if image.startswith("docker://")})
+    references = sorted({image.split("+")[0] for image in images.values() if image.startswith("docker://")})
     if references and not docker_answers:
         missing.append("Docker: no engine answers; install Docker with the NVIDIA container toolkit and start it")
     for reference in references:

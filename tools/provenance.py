@@ -1,0 +1,35 @@
+"""
+What an image has inside, and where that is another than this project was written for: python -m tools.provenance IMAGE
+
+containers/run calls it on an image's first use. An image that has others still runs; the results then say so.
+
+in:   data/written_for.yaml, containers/images.yaml (which role the image plays)
+out:  .cache/images/DIGEST.json
+"""
+
+import sys
+
+from stages.images import differences, look, record
+from stages.stage import UserError, load_yaml, run
+
+IMAGES = "containers/images.yaml"
+
+
+def roles(image):
+    """What an image is used for, in any profile."""
+    sets = load_yaml(IMAGES).values()
+    return sorted({role for images in sets for role, one in images.items() if one == image})
+
+
+def main():
+    if len(sys.argv) != 2:
+        raise UserError("usage: python -m tools.provenance IMAGE")
+    image = sys.argv[1]
+    print(f"first use of {image}: looking at what it has inside", flush=True)
+    found = look(image)
+    other = [line for role in roles(image) for line in differences(role, found)]
+    print(*(f"{image}: {line}" for line in other), f"what it has inside: {record(image)}", sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)
