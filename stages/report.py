@@ -75,7 +75,7 @@ def what_ran(ledger):
     for name, folder, facts in sections.folders(ledger):
         made = {path: optional(path).get("made_by", {}) for part in MADE for path in sorted(folder.glob(part))}
         commits = {
-            f"`{by['commit'][:10]}`" + (" with changes" if by.get("dirty") else "")
+            f"`{by['commit'][:10] or 'unknown'}`" + (" with changes" if by.get("dirty") else "")
             for by in made.values()
             if "commit" in by
         }
