@@ -8,6 +8,8 @@ import json
 from conftest import REPO
 
 from stages import studies_report
+from stages.claims import settle
+from stages.ledger import load_ledger
 from stages.multilora import compared
 from stages.stage import read_json, write_json
 
@@ -67,6 +69,28 @@ def test_what_adapters_cost_has_dashes_for_what_was_not_measured_and_the_weight_
     _, (point,) = tables(found)
     assert (point["arm"], point["tokens/s"], point["server MiB"], point["popularity"]) == ("none", "40", "—", "—")
     assert "mine: 4.9 MB beside 269 MB." in json.dumps(found)
+
+
+def verdicts(tmp_path, **changes):
+    """The verdicts of this run alone on the claims about several adapters."""
+    several(tmp_path, **changes)
+    claims = {claim.id: claim for claim in load_ledger(REPO / "data/claims.yaml")[1]}
+    asked = ("multi-at-once", "multi-ablation-differs", "lowrank-many-models", "lowrank-on-demand")
+    return [settle(claims[name], 0.1, {"mine": tmp_path})["verdict"] for name in asked]
+
+
+def test_the_claims_about_several_adapters_are_answered_by_such_a_run(tmp_path):
+    point = {
+        "arm": "adapters",
+        "adapters": 1,
+        "rank": 8,
+        "popularity": "uniform",
+        "load_seconds": 0.2,
+        "output_tokens_per_second": 40.0,
+    }
+    assert verdicts(tmp_path, points=[point]) == ["not reproduced", "reproduced", "reproduced", "reproduced"]
+    heavy = verdicts(tmp_path, points=[], trained_adapter_bytes=50e6)
+    assert heavy == ["not reproduced", "reproduced", "not reproduced", "not measured"]
 
 
 def test_triton_alone_has_a_proof_and_no_costs(tmp_path):
