@@ -8,6 +8,7 @@ from pathlib import Path
 from stages.claims import show
 from stages.runs import optional
 
+CLIENTS = ("triton", "triton-stream", "vllm")  # of streaming.json
 # Columns: heading and key of a row.
 PROMPT = {
     "first token s": "ttft_seconds",
@@ -52,8 +53,8 @@ def streaming(ledger):
     yield ("text", "Medians of each prompt's repeats; a client without a first token does not stream.")
     rows, cases = [], []
     for name, data in found:
-        for client in (key for key, value in data.items() if isinstance(value, list) and key != "bls"):
-            rows += [[name, data["engine"], client, row["prompt"], *cells(row, PROMPT)] for row in data[client]]
+        for client in CLIENTS:
+            rows += [[name, data["engine"], client, row["prompt"], *cells(row, PROMPT)] for row in data.get(client, [])]
         cases += [
             [name, row["model"] or "ensemble", show(row["instances"]), *cells(row, BLS)] for row in data["bls"] or []
         ]

@@ -90,7 +90,7 @@ def test_a_missing_file_is_not_measured_and_the_reason_names_the_stage():
 def test_the_reason_of_a_missing_study_names_the_studies_own_graph():
     claim = settle(BY_ID["multi-at-once"], 0.1, {"empty": RUNS / "empty"})
     assert claim["reason"].endswith("`dvc repro studies/dvc.yaml:multilora@vllm` makes it")
-    assert set(stage.STUDIES) == load_yaml(ROOT / "studies/dvc.yaml")["stages"].keys()
+    assert load_yaml(ROOT / "studies/dvc.yaml")["stages"].keys() <= set(stage.STUDIES)
 
 
 def test_a_missing_key_is_not_measured_and_never_a_zero():
