@@ -1,5 +1,5 @@
 # Names for people. What depends on what stands in dvc.yaml.
-.PHONY: help reproduce doctor profile report chat serve streaming multilora rulers quickstart-vllm quickstart-trtllm publish test check lock
+.PHONY: help reproduce doctor profile report chat serve experiments bench streaming multilora rulers quickstart-vllm quickstart-trtllm publish test check lock
 TOOLS = containers/run venv:tools
 
 help:       ## this list
@@ -19,12 +19,16 @@ chat:       ## seconds to load: talk to the model. ADAPTER=lora|qlora|none|lora-
 	@exec $(TOOLS) python -m tools.chat $(ADAPTER) $(if $(SERVER),--server=$(SERVER)) $(if $(URL),--url=$(URL)) $(if $(value ONCE),--once="$$ONCE")
 serve:      ## half a minute until it is ready: SERVER=triton|vllm with the adapters (ADAPTER=none: without), until Ctrl-C
 	@exec $(TOOLS) python -m tools.serve $(SERVER) $(ADAPTER)
+experiments: ## seconds: every experiment of the benchmark, its points, what it takes, and what runs it
+	@$(TOOLS) python -m tools.experiments
+bench:      ## minutes to hours (make experiments tells): one experiment, EXPERIMENT=gpt-oss; BUDGET=30m: no longer; goes on with one
+	@$(TOOLS) python -m tools.bench $(EXPERIMENT)
 streaming:  ## 2 minutes: the writeup's streaming prompts to every server, and what one BLS instance does to two requests
 	@$(TOOLS) dvc repro studies/dvc.yaml:streaming
 multilora:  ## 5 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
 	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
-rulers:     ## 6 min, no GPU: how well the load clients measure, against a server of known timing and against vLLM
-	@$(TOOLS) dvc repro studies/dvc.yaml:rulers
+rulers:     ## 10 min, no GPU: how well the load clients measure, and what the sweep costs beside its client
+	@$(TOOLS) dvc repro studies/dvc.yaml:rulers studies/dvc.yaml:harness
 quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, the OpenAI server
 	@$(TOOLS) python -m tools.quickstart_vllm
 quickstart-trtllm: ## a minute or two: the Llama 2 quick start: build, run, serve, curl; without TensorRT-LLM its stand-in answers

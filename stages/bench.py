@@ -27,7 +27,17 @@ from pathlib import Path
 
 from stages import points
 from stages.certificate import certificate, failed, per_request
-from stages.experiments import Bench, Clock, key_of, seconds_of, visits, with_experiment
+from stages.experiments import (
+    BUDGET_ENDED,
+    NOT_ASKED,
+    Bench,
+    Clock,
+    asked_for,
+    key_of,
+    seconds_of,
+    visits,
+    with_experiment,
+)
 from stages.random_model import INDEX
 from stages.servers import OURS, read_metrics, served_model, shape_file
 from stages.serving import run_client, serving, session
@@ -182,7 +192,7 @@ def sweep(name, p, images, work):
                       flush=True)  # fmt: skip
         left = left[1:]
     if left:
-        print(f"{name}: BUDGET={os.environ['BUDGET']} is used up; the same command goes on with the rest")
+        print(f"{name}: BUDGET={os.environ['BUDGET']} is used up; `make bench EXPERIMENT={name}` goes on with the rest")
 
 
 def about(seconds):
@@ -229,7 +239,7 @@ def publish(out, work, p, server_name, facts):
     summed = [points.summed_up(group) for group in sorted(groups.values(), key=lambda group: place(p, group[0]))]
     wanted = len(p.lengths) * len(p.concurrency) * len(p.arms) * p.repeats
     got = sum(len(group) for group in groups.values())
-    short = None if got == wanted else f"the budget ended after {got} of {wanted} measurements"
+    short = None if got == wanted else f"{BUDGET_ENDED} {got} of {wanted} measurements"
     write_metrics(out / server_name / "points.json", {**facts, "not_measured": short, "points": summed})
     write_csv(out / server_name / "points.csv", [one for entry in summed for one in entry["repeats"]])
 
@@ -303,7 +313,7 @@ def main():
     out, reasons = results("bench") / name, {}
     shutil.rmtree(out, ignore_errors=True)
     for server in asked.servers:
-        left_out = None if name in p.experiments else f"params.yaml: bench.experiments has no {name}"
+        left_out = None if asked_for(name, p) else f"params.yaml: bench.experiments {NOT_ASKED} {name}"
         kind = server.partition("-")[0]
         left_out = left_out or (None if kind in p.servers else f"params.yaml: bench.servers has no {kind}")
         if reason := left_out or asked.server(server)[0].not_built():

@@ -4,6 +4,7 @@ measured, and what that will cost.
 """
 
 import itertools
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,12 @@ from stages.stage import UserError, patched, read_json
 
 ENDPOINTS = ("completions", "chat")
 PROMPTS = ("unique", "synthetic")
+# Begin the reasons for which points are missing that may still come.
+BUDGET_ENDED, NOT_ASKED = "the budget ended after", "has no"
+ASKED_FOR = "EXPERIMENT"  # in the environment: the experiment that somebody wants, listed in bench.experiments or not
+# Seconds of a server's start and of a point, its client's start and its warm-up included: on one H200
+# (results/reference/h200-vllm: 95 and 150 s, 20 and 24 s) and on two CPU cores (57 to 78 s, 10 to 34 s).
+COST = {"gpu": (120, 25), "cpu": (60, 20)}
 FIXED = ("experiments", "definitions", "configurations", "client_arms")  # no patch changes these
 
 
@@ -103,6 +110,17 @@ def with_experiment(p, name):
     if name not in p.definitions:
         raise UserError(f"params.yaml: bench.definitions has no {name!r}; it has {', '.join(p.definitions)}")
     return patched(p, p.definitions[name], f"bench.definitions.{name}", FIXED)
+
+
+def asked_for(name, p):
+    """Whether an experiment is to be measured: the profile runs it, or `make bench` wants it."""
+    return name in p.experiments or os.environ.get(ASKED_FOR) == name
+
+
+def unfinished(folder):
+    """Whether a server of an experiment stands without points that `make bench` could measure."""
+    reasons = [read_json(path)["not_measured"] or "" for path in sorted(folder.glob("*/points.json"))]
+    return any(BUDGET_ENDED in reason or f"bench.experiments {NOT_ASKED}" in reason for reason in reasons)
 
 
 def visits(p):

@@ -56,6 +56,7 @@ MADE = (
     "style/style.json",
     "bench/*/*/points.json",
     "rulers/rulers.json",
+    "harness/harness.json",
     "streaming/*/streaming.json",
     "multilora/*/multilora.json",
     "limits/limits.json",
@@ -197,6 +198,7 @@ def blocks_of(ledger):
         *studies_report.streaming(ledger),
         *studies_report.multilora(ledger),
         *rulers_report.rulers(ledger),
+        *rulers_report.harness(ledger),
         *whole_ledger(ledger),
         *how_to(ledger),
     ]

@@ -10,16 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from conftest import REPO, run_in, set_params
 
 from stages import points, servers, serving
-from stages.bench import client_command, key
+from stages.bench import client_command, key, sweep
 from stages.certificate import certificate, steady
 from stages.experiments import Bench, Clock, Point, coarse_to_fine, seconds_of, visits, with_experiment
-from stages.stage import UserError
+from stages.stage import UserError, write_json
 from stages.watch import Watch, cores
 
 RECORDED = REPO / "tests" / "fixtures" / "bench"
@@ -661,7 +662,8 @@ def test_a_sweep_whose_server_is_killed_goes_on_at_the_missing_point(bench):
 def test_a_budget_that_is_used_up_leaves_points_that_the_next_run_goes_on_with(bench):
     bench.budget = "0s"
     done = bench()
-    assert done.returncode == 0 and "BUDGET=0s is used up; the same command goes on with the rest" in done.stdout
+    assert done.returncode == 0
+    assert "BUDGET=0s is used up; `make bench EXPERIMENT=base` goes on with the rest" in done.stdout
     written = json.loads((results_of(bench.tree) / "triton" / "points.json").read_text())
     assert written["points"] == [] and written["not_measured"] == "the budget ended after 0 of 3 measurements"
     bench.budget = "1h"
@@ -685,6 +687,65 @@ def test_an_invalid_point_is_written_as_such_and_measured_again_when_the_sweep_g
     assert "INVALID: the server counted 32.00 output tokens a request, 64 were asked for" in done.stdout
     written = json.loads((results_of(bench.tree) / "triton" / "points.json").read_text())
     assert [point["valid"] for point in written["points"]] == [False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        ("loses it", "0 files *_genai_perf.json, want 1; genai-perf did not finish this point"),
+        ("empties it", "profile_export_genai_perf.json: not whole"),
+        ("cuts it", "profile_export_genai_perf.json: not whole"),
+        ("writes it twice", "2 files *_genai_perf.json, want 1; measure this point again, in an empty folder"),
+    ],
+)
+def test_a_file_that_the_client_spoiled_ends_the_sweep_and_costs_that_point_only(bench, behaviour, message):
+    done = bench(client=f"{behaviour} 4")
+    assert message in error_of(done) and "1 of 3 points are finished and kept" in done.stderr
+    assert bench(client="measures", calls="").returncode == 0
+    assert (bench.tree / "calls").read_text().split() == ["4", "2"]
+
+
+def test_a_sweep_that_was_killed_goes_on_at_the_missing_point(bench):
+    (bench.tree / "client").write_text("hangs 4")
+    with bench.popen() as stage:
+        deadline = time.monotonic() + 30
+        while "4" not in (bench.tree / "calls").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        stage.kill()
+        stage.stdout.read()
+    done = bench(client="measures", calls="")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 3 points to measure" in done.stdout
+    assert (bench.tree / "calls").read_text().split() == ["4", "2"]
+
+
+def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_path, monkeypatch):
+    now, took = [0.0], []
+    monkeypatch.setattr("stages.bench.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("stages.bench.gpu_strangers", lambda: None)
+    monkeypatch.setattr("stages.bench.make_inputs", lambda p, images, work: None)
+
+    def started(name, p, server_name, images, work, clock, stack):
+        clock.seconds["ready"][server_name] = 5
+        return None, None
+
+    def ten_seconds(p, server, point, client_image, process, strangers, work):
+        now[0] += 10
+        took.append((point.server, point.concurrency))
+        found = POINT | {"valid": True, "invalid_reasons": [], "ttft_ms_p50": None, "output_tokens_per_second": None}
+        found |= {"input_tokens_asked": 64, "output_tokens_asked": 32, "concurrency": 1, "arm": "corrected"}
+        write_json(work / "points" / f"{point}.json", found)
+        return found
+
+    monkeypatch.setattr("stages.bench.start", started)
+    monkeypatch.setattr("stages.bench.measure", ten_seconds)
+    p = Bench(**PARAMS | {"servers": ["vllm"], "concurrency": [1, 2, 4, 8], "repeats": 2})
+    monkeypatch.setenv("BUDGET", "25s")
+    sweep("base", p, {"client": "host:"}, tmp_path / "work")
+    assert took == [("vllm", 1), ("vllm", 8), ("vllm", 4)]
+    monkeypatch.setenv("BUDGET", "")
+    sweep("base", p, {"client": "host:"}, tmp_path / "work")
+    assert took[3:] == [("vllm", level) for level in (2, 1, 8, 4, 2)]
 
 
 def test_a_client_that_hangs_is_given_up(bench):

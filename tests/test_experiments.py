@@ -1,0 +1,127 @@
+"""`make experiments` and `make bench`: what there is to measure, what it takes, and how one experiment is run."""
+
+import json
+import shutil
+
+import pytest
+from conftest import REPO, only_error, run_in
+
+from stages.experiments import COST, Bench, unfinished, visits, with_experiment
+from stages.stage import read_params
+from tools.experiments import HEADER, row, table
+
+
+def listed(tree):
+    """{experiment: its cells by heading} of what `make experiments` prints."""
+    done = run_in(tree, "make", "--no-print-directory", "experiments")
+    assert done.returncode == 0, done.stderr
+    _, header, *lines = done.stdout.splitlines()
+    starts = [header.index(name) for name in HEADER]
+    cells = [[line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)] for line in lines[:-2]]
+    return {one[0]: dict(zip(HEADER, one, strict=True)) for one in cells}, lines
+
+
+def test_every_experiment_stands_there_with_what_it_measures_and_what_runs_it(tree):
+    found, lines = listed(tree)
+    p = read_params(Bench, REPO / "params.yaml")
+    assert [name.removesuffix(" *") for name in found] == list(p.definitions)
+    assert {name[:-2] for name in found if name.endswith(" *")} == set(p.experiments)
+    assert found["base *"]["points"] == "4" and found["base *"]["run it with"] == "make bench EXPERIMENT=base"
+    assert found["gpt-oss"]["servers"] == "vllm-gpt-oss" and found["gpt-oss"]["model"] == "gpt-oss-20b:mxfp4"
+    assert lines[-1] == "minutes = starts x 60 s + points x repeats x 20 s, unless measured here"
+
+
+def test_the_minutes_are_the_formula_until_something_was_measured_here(tmp_path, monkeypatch):
+    p = read_params(Bench, REPO / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("profile: embedded\n")
+    plan = list(visits(with_experiment(p, "base")))
+    (start, point), points = COST["cpu"], sum(len(group) for _, group in plan)
+    minutes = f"{(start * len(plan) + point * points) / 60:.0f}"
+    cells = dict(zip(HEADER, row(p, "base", "cpu"), strict=True))
+    assert (cells["starts"], cells["minutes"]) == ("4", minutes)
+    measured = {"ready": {"triton": 30, "vllm": 30}, "points": {"vllm-64-32-c1-corrected": 30}}
+    (tmp_path / ".work" / "embedded").mkdir(parents=True)
+    (tmp_path / ".work" / "embedded" / "bench-base.seconds.json").write_text(json.dumps(measured))
+    assert row(p, "base", "cpu")[HEADER.index("minutes")] == f"{30 * (len(plan) + points) / 60:.0f} (measured here)"
+
+
+def test_what_serves_a_shape_needs_a_gpu_and_what_no_server_runs_says_so():
+    p = read_params(Bench, REPO / "params.yaml")
+    assert row(p, "int4", "cpu")[HEADER.index("run it with")] == "(needs a GPU)"
+    assert row(p, "int4", "gpu")[HEADER.index("run it with")] == "make bench EXPERIMENT=int4"
+    p.servers = ["triton"]
+    assert row(p, "walk", "cpu")[-1] == "none of bench.servers"
+
+
+def test_columns_stand_below_each_other():
+    assert table([("a", "b"), ("long", "c")]) == ["a     b", "long  c"]
+
+
+# One experiment, under a real DVC, with a stage that writes down how often it ran.
+
+STAGE = """\
+import json, os, pathlib, sys
+name = sys.argv[1]
+with open("runs", "a") as runs:
+    runs.write(f"{name} {os.environ.get('EXPERIMENT')} {os.environ.get('BUDGET')}\\n")
+asked = os.environ.get("EXPERIMENT") == name
+reason = None if asked and not os.environ.get("BUDGET") else "the budget ended after 1 of 4 measurements"
+reason = reason if asked else f"params.yaml: bench.experiments has no {name}"
+path = pathlib.Path("results/embedded/bench", name, "vllm/points.json")
+path.parent.mkdir(parents=True)
+path.write_text(json.dumps({"not_measured": reason}))
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with DVC, the benchmark's parameters, and one stage for the experiments walk and int4."""
+    for name in ("stages", "tools", "containers"):
+        shutil.copytree(REPO / name, tmp_path / name)
+    shutil.copy(REPO / "params.yaml", tmp_path)
+    (tmp_path / ".venvs").symlink_to(REPO / ".venvs")
+    (tmp_path / "stage.py").write_text(STAGE)
+    (tmp_path / "dvc.yaml").write_text(
+        "stages:\n  bench:\n    foreach: [walk, int4]\n    do:\n      cmd: python3 stage.py ${item}\n"
+        "      outs: ['results/embedded/bench/${item}']\n"
+    )
+    assert run_in(tmp_path, "containers/run", "venv:tools", "dvc", "init", "--no-scm", "--quiet").returncode == 0
+
+    def make(name, **environment):
+        command = ["containers/run", "venv:tools", "python", "-m", "tools.bench", *name.split()]
+        done = run_in(tmp_path, *command, environment=environment)
+        make.runs = (tmp_path / "runs").read_text().splitlines() if (tmp_path / "runs").exists() else []
+        return done
+
+    make.folder = tmp_path / "results/embedded/bench/walk"
+    return make
+
+
+def test_an_experiment_outside_the_profile_is_measured_and_gone_on_with_until_it_is_whole(project):
+    assert project("walk", BUDGET="30m").returncode == 0
+    assert project.runs == ["walk walk 30m"] and unfinished(project.folder)
+    assert project("walk").returncode == 0
+    assert project.runs[1:] == ["walk walk None"] and not unfinished(project.folder)
+    assert project("walk").returncode == 0
+    assert len(project.runs) == 2  # whole, and nothing has changed
+
+
+def test_what_stood_as_not_asked_for_is_measured(project):
+    run_in(project.folder.parents[3], "containers/run", "venv:tools", "dvc", "repro", "--quiet", "bench@walk")
+    assert unfinished(project.folder)
+    assert project("walk").returncode == 0
+    assert project.runs == ["walk None None", "walk walk None"] and not unfinished(project.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "EXPERIMENT is missing; use one of base, lora, walk"),
+        ("new", "params.yaml: bench.definitions has no 'new'; it has base, lora, walk"),
+        ("int4", "EXPERIMENT is int4, which serves llama-2-7b:int4-g128; nvidia-smi finds no GPU for that"),
+    ],
+)
+def test_a_wrong_experiment_is_refused_before_anything_runs(project, name, message):
+    assert message in only_error(project(name))
+    assert project.runs == []

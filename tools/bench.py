@@ -1,0 +1,48 @@
+"""
+Measure one experiment, whether the profile runs it or not: python -m tools.bench NAME
+
+What BUDGET ended, or what stood as not asked for, is gone on with. A whole experiment is measured again when what it
+depends on has changed, as DVC has it.
+"""
+
+import os
+import subprocess
+import sys
+
+from stages.experiments import ASKED_FOR, Bench, unfinished, with_experiment
+from stages.servers import OURS
+from stages.stage import UserError, gpus, read_params, results, run
+
+
+def repro(name, *options):
+    """`dvc repro` of the experiment's stage; ends with its exit code where that is none of success."""
+    command = [sys.executable, "-m", "dvc", "repro", *options, f"bench@{name}"]
+    done = subprocess.run(command, env=os.environ | {ASKED_FOR: name})
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def written(folder):
+    """When each points.json of an experiment was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*/points.json")}
+
+
+def main():
+    p = read_params(Bench)
+    if len(sys.argv) != 2:
+        raise UserError(f"EXPERIMENT is missing; use one of {', '.join(p.definitions)}")
+    name = sys.argv[1]
+    model = with_experiment(p, name).model
+    if model not in OURS and not gpus():
+        raise UserError(f"EXPERIMENT is {name}, which serves {model}; nvidia-smi finds no GPU for that")
+    folder = results("bench") / name
+    before = written(folder)
+    repro(name)
+    # DVC takes what is not finished for done, since nothing has changed.
+    if unfinished(folder) and written(folder) == before:
+        repro(name, "--single-item", "--force")
+    print(f"results: {folder}; `make report` shows them")
+
+
+if __name__ == "__main__":
+    run(main)
