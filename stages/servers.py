@@ -204,7 +204,7 @@ class Trtllm:
 
 
 def lora_request(task, folder):
-    """How a request names its adapter to trtllm-serve, which keeps it under this number: always the same for the same."""
+    """How a request names its adapter to trtllm-serve, which keeps it under its number."""
     return {"lora_name": str(task), "lora_int_id": task, "lora_path": str(folder)}
 
 
