@@ -62,9 +62,9 @@ def unknown_flags(command, help_text):
     return [flag for flag in flags if help_text and flag not in help_text]
 
 
-def in_image(image, command, log):
+def in_image(image, command, log, name=None):
     """Run a command in the image, its output in `log`; the seconds it took. UserError behind the log's last lines."""
-    begun, name = time.monotonic(), Path(command[command[0] == "python3"]).name
+    begun, name = time.monotonic(), name or Path(command[command[0] == "python3"]).name
     print(f"{name}: its output goes to {log}", flush=True)
     with log.open("ab") as sink:
         code = subprocess.run(["containers/run", image, *map(str, command)], stdout=sink, stderr=sink).returncode

@@ -188,7 +188,7 @@ class Trtllm:
     def client(self, p, output_tokens):
         extra = {"ignore_eos": True, "min_tokens": output_tokens} if p.pinned else {}
         if self.model == "lora":
-            extra["lora_request"] = {"lora_name": "1", "lora_int_id": 1, "lora_path": self.built["adapters"]["1"]}
+            extra["lora_request"] = lora_request(1, self.built["adapters"]["1"])
         return {
             "model": "model",  # the name of the folder that is served
             "url": URL,
@@ -201,6 +201,11 @@ class Trtllm:
 
     def engine(self):
         return f"TensorRT-LLM {answer('/version')['version']} (trtllm-serve)", False
+
+
+def lora_request(task, folder):
+    """How a request names its adapter to trtllm-serve, which keeps it under its number."""
+    return {"lora_name": str(task), "lora_int_id": task, "lora_path": str(folder)}
 
 
 SERVERS = {"triton": Triton, "vllm": Vllm, "trtllm": Trtllm}

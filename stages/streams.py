@@ -184,14 +184,12 @@ class OpenAi:
 
 
 class TrtLlm(OpenAi):
-    """The same at trtllm-serve, where each request names its adapter's folder."""
+    """The same at trtllm-serve; adapters: name -> what a request says of it (servers.lora_request)."""
 
     def chosen(self, adapter):
         if adapter is None:
             return {"model": self.base}
-        names = sorted(self.adapters)
-        lora = {"lora_name": adapter, "lora_int_id": names.index(adapter), "lora_path": self.adapters[adapter]}
-        return {"model": self.base, "lora_request": lora}
+        return {"model": self.base, "lora_request": self.adapters[adapter]}
 
 
 # What `make chat SERVER=...` can talk to, and TritonText for the stages.

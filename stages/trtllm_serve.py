@@ -58,17 +58,28 @@ def experts(config):
     )
 
 
+def is_preview(image):
+    return f":{PREVIEW}@" in image
+
+
+def misfit_moe(p, image):
+    """Why the MoE backend cannot be had in this image, in one line; None where it can."""
+    if p.moe_backend != "TRITON" or is_preview(image):
+        return None
+    return (
+        "params.yaml: trtllm_serve.moe_backend is TRITON, which TensorRT-LLM 1.0.0 rejects: its moe_config.backend "
+        f"knows {', '.join(MOE_BACKENDS)}; the image release:{PREVIEW} has it, and so have releases from 1.1"
+    )
+
+
 def check_model(p, config, image, model):
     """UserError where this image cannot serve this model so."""
-    name, preview = config["model_type"], f":{PREVIEW}@" in image
+    name = config["model_type"]
     if p.moe_backend != "none" and not experts(config):
         raise UserError(f"params.yaml: trtllm_serve.moe_backend is {p.moe_backend}; {name} has no experts: use none")
-    if p.moe_backend == "TRITON" and not preview:
-        raise UserError(
-            "params.yaml: trtllm_serve.moe_backend is TRITON, which TensorRT-LLM 1.0.0 rejects: its moe_config.backend "
-            f"knows {', '.join(MOE_BACKENDS)}; the image release:{PREVIEW} has it, and so have releases from 1.1"
-        )
-    if name == "gpt_oss" and not preview:
+    if reason := misfit_moe(p, image):
+        raise UserError(reason)
+    if name == "gpt_oss" and not is_preview(image):
         raise UserError(f"{image}: TensorRT-LLM 1.0.0 does not know gpt_oss yet; release:{PREVIEW} does, and 1.1")
     if model == "lora" and experts(config):
         raise UserError(f"{name}: TensorRT-LLM's sources do not say that adapters work with it; serve the base model")

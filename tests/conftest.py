@@ -1,9 +1,11 @@
 """What the tests share: copies of the tree to run in, and the small base model."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -90,6 +92,18 @@ def stage(tree, image, name, *words):
     done = run_in(tree, "containers/run", image, "python", "-m", f"stages.{name}", *words, environment=ONE_THREAD)
     assert done.returncode == 0, done.stderr[-3000:]
     return tree / "results" / "embedded" / name
+
+
+def tiny_wheel(folder):
+    """Make the wheel of a package tinypkg, whose VALUE is 42, in a folder for UV_FIND_LINKS; gives its sha256."""
+    folder.mkdir()
+    wheel, info = folder / "tinypkg-1.0-py3-none-any.whl", "tinypkg-1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tinypkg.py", "VALUE = 42\n")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinypkg\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", f"tinypkg.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
 def only_error(done):

@@ -133,10 +133,11 @@ def push_small_image(made, folder, name):
     )
 
 
-def push_image(made, root, name, programs):
+def push_image(made, root, name, programs, *others):
     """Make an image NAME:TAG of what is under `root`, with programs of this machine and the libraries they load.
 
-    programs: {path here: path inside}. It goes into the registry only; returns NAME:TAG@sha256:DIGEST.
+    programs: {path here: path inside}. It goes into the registry only, under `others` too; returns each of the names as
+    NAME:TAG@sha256:DIGEST, or the one.
     """
     for program in programs:
         copy_into(root, program, programs[program])
@@ -146,10 +147,13 @@ def push_image(made, root, name, programs):
     tar = subprocess.run(["tar", "-C", root, "-c", "."], check=True, stdout=subprocess.PIPE).stdout
     words = ["docker", "import", "--change", 'ENTRYPOINT ["/bin/sh", "-c", "exit 99"]', "-", name]
     subprocess.run(words, env={**os.environ, "DOCKER_HOST": made.host}, input=tar, check=True, stdout=subprocess.PIPE)
-    made.docker("push", name, stderr=subprocess.STDOUT)
+    for other in (name, *others):
+        made.docker("tag", name, other)
+        made.docker("push", other, stderr=subprocess.STDOUT)
     digest = made.docker("inspect", "--format", "{{index .RepoDigests 0}}", name).split("@")[1]
-    made.docker("rmi", "--force", name)
-    return f"{name}@{digest}"
+    made.docker("rmi", "--force", name, *others)
+    references = [f"{one}@{digest}" for one in (name, *others)]
+    return references if others else references[0]
 
 
 def copy_into(root, source, inside):

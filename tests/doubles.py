@@ -3,11 +3,14 @@ Doubles of TensorRT-LLM's tools: they take the words that the contracts allow, a
 
     python3 doubles.py /app/examples/quantization/quantize.py --model_dir ...     (or any other program of PROGRAMS)
 
-Nothing is computed and nothing can be served: every engine says that it is a double. In the double images they stand
-where the real tools do; without a container engine a PATH with shims leads to them (host_doubles).
+Nothing is computed and nothing is served: every engine and server says that it is a double, and counts no token. In
+the double images they stand where the real tools do, and in for the stages that need torch; without a container engine
+a PATH with shims leads to them (host_doubles).
 """
 
 import http.server
+import importlib
+import itertools
 import json
 import os
 import re
@@ -15,6 +18,7 @@ import shutil
 import signal
 import struct
 import sys
+import threading
 from array import array
 from pathlib import Path
 from string import Template
@@ -159,7 +163,7 @@ def fill(given):
     )
 
 
-def serve(words):
+def serve_triton(words):
     """mpirun and the tritonserver of every rank: the words by the contract, then healthy until it is told to stop."""
     if words[:1] != ["--allow-run-as-root"] or words[-1] != ":":
         raise BrokenContract(f"mpirun: {words}")
@@ -169,22 +173,109 @@ def serve(words):
         if program[:3] != ["-n", "1", "/opt/tritonserver/bin/tritonserver"]:
             raise BrokenContract(f"mpirun: {program[:3]}")
         given, _ = Contract("tritonserver").parse(["tritonserver", *program[3:]])
-        ports.add(given["--http-port"])
+        ports |= {given["--http-port"], given["--metrics-port"]}
         for config in Path(given["--model-repository"]).glob("*/config.pbtxt"):
             if re.search(r"\$\{", re.sub(r'"[^"\n]*"', "", config.read_text())):
                 raise BrokenContract(f"tritonserver: {config} cannot be parsed")
+    listen(ports)
 
-    class Healthy(http.server.BaseHTTPRequestHandler):
+
+def serve_vllm(words):
+    """vLLM's server: the words by the contract."""
+    given, _ = Contract("vllm-serve").parse(["python3", "-m", "vllm.entrypoints.openai.api_server", *words])
+    if not Path(given["--model"], "config.json").is_file():
+        raise BrokenContract(f"{given['--model']}: no model there")
+    listen({given["--port"]})
+
+
+# A server's counters: requests, and no token ever.
+COUNTERS = """\
+nv_llm_input_token_len_sum 0
+nv_llm_output_token_len_sum 0
+nv_llm_output_token_len_count {asked}
+vllm:prompt_tokens_total 0
+vllm:generation_tokens_total 0
+vllm:request_success_total {asked}
+"""
+
+
+def listen(ports):
+    """Answer on these ports as both servers do when they are ready, until SIGTERM."""
+    asked = itertools.count(1)
+
+    class Double(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200 if self.path == "/v2/health/ready" else 404)
+            said = {"/v2": json.dumps({"version": DOUBLE.strip()}), "/version": json.dumps({"version": DOUBLE.strip()}),
+                    "/metrics": COUNTERS.format(asked=next(asked)), "/health": "", "/v2/health/ready": ""}  # fmt: skip
+            self.send_response(200 if self.path in said else 404)
             self.end_headers()
+            self.wfile.write(said.get(self.path, "").encode())
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    http.server.HTTPServer(("127.0.0.1", ports.pop()), Healthy).serve_forever()
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    *others, last = (http.server.ThreadingHTTPServer(("127.0.0.1", port), Double) for port in ports)
+    for server in others:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    last.serve_forever()
+
+
+def measure(words):
+    """genai-perf: the words by the contract, the prompts that it gets, and a file with requests and nothing else."""
+    given, _ = Contract("genai-perf").parse(["genai-perf", *words])
+    asked = given["--request-count"] + given.get("--warmup-request-count", 0)
+    if len(Path(given["--input-file"]).read_text().splitlines()) < asked:
+        raise BrokenContract(f"{given['--input-file']}: fewer than {asked} prompts")
+    counted = {"request_count": {"unit": "count", "avg": given["--request-count"]},
+               "request_throughput": {"unit": "requests/sec", "avg": 0.0}}  # fmt: skip
+    write(Path(given["--artifact-dir"]) / "double", "profile_export_genai_perf.json", json.dumps(counted))
+
+
+def write_prompts(words):
+    """containers/client/prompts.py: as many lines, not of the length asked for."""
+    _, _, count, _, out = words
+    write(Path(out).parent, Path(out).name, "".join(f'{{"text": "{n}"}}\n' for n in range(int(count))))
+
+
+def run_stage(name, words):
+    """A stage that needs torch: what later stages read of it, without a number of its own."""
+    profile = yaml.safe_load(Path("params.yaml").read_text())["profile"]
+    out = Path("results") / profile / "/".join([name, *words])
+    write(out, "double.json", json.dumps({"double": DOUBLE, "package": package(), "lock": os.environ.get("REPO_LOCK")}))
+    if name == "base_model":
+        write(out / "model", "config.json", Path("data/shapes/llama-2-7b.json").read_text())
+        facts = {"name": "a double", "weights": "none", "parameters": 0}
+        write(out, "metrics.json", json.dumps(facts))
+    if name == "dataset":
+        rows = {"train": 2, "validation": 1}
+        for arm in ("corrected", "published"):
+            for part, count in rows.items():
+                write(out / arm, f"{part}.jsonl", '{"prompt": "[INST] 犬 [/INST]", "completion": " 猫"}\n' * count)
+        tokens = {part: [64] * count for part, count in rows.items()}
+        write(out, "tokens.json", json.dumps({"corrected": tokens, "published": tokens}))
+    if name == "finetune":
+        shutil.copytree("tests/fixtures/adapter", out / "adapter")
+
+
+def package():
+    """What lies on the image, by the name that the tests gave it."""
+    try:
+        return importlib.import_module("tinypkg").VALUE
+    except ModuleNotFoundError:
+        return None
+
+
+def python(words):
+    """python or python3 with what the image would run: a stage, a script of ours, vLLM."""
+    if words[0] == "-m" and words[1].startswith("stages."):
+        run_stage(words[1].removeprefix("stages."), words[2:])
+    elif words[0] == "-m":
+        serve_vllm(words[2:])
+    else:
+        write_prompts(words[1:])
 
 
 TOOLS = {"quantize": checkpoint, "convert_checkpoint": checkpoint, "trtllm-build": build, "hf_lora_convert": convert,
          "fill_template": fill}  # fmt: skip
+OTHERS = {"mpirun": serve_triton, "genai-perf": measure, "python": python}
 
 
 def write(folder, name, text):
@@ -222,10 +313,13 @@ def double_image(root):
     code = 'import runpy, sys\nsys.argv.insert(0, "")\nrunpy.run_path("/opt/doubles/doubles.py", run_name="__main__")\n'
     for script in scripts:
         write((root / "app" / script).parent, Path(script).name, code)
-    for name in ("trtllm-build", "mpirun"):
+    for name in ("trtllm-build", "mpirun", "genai-perf"):
         write(root / "bin", name, f'#!/bin/sh\nexec {real} /opt/doubles/doubles.py {name} "$@"\n')
-        (root / "bin" / name).chmod(0o755)
-    (root / "bin/python3").symlink_to(real)
+    doubled = f'"-m stages."*|"-m vllm."*|containers/client/*) exec {real} /opt/doubles/doubles.py python "$@" ;;'
+    for name in ("python", "python3"):
+        write(root / "bin", name, f'#!/bin/sh\ncase "$1 $2" in {doubled} *) exec {real} "$@" ;; esac\n')
+    for program in (root / "bin").iterdir():
+        program.chmod(0o755)
     # With the libraries that Python's own modules load.
     modules = (python / "lib" / version / "lib-dynload").glob("binascii*.so")
     return {str(path): str(path).lstrip("/") for path in (real, *modules)}
@@ -250,13 +344,14 @@ def host_doubles(folder):
 
 def main():
     program, *words = sys.argv[1:]
-    if program == "mpirun":
-        serve(words)
-    name = PROGRAMS[Path(program).name]
-    if name == "trtllm-build" and words == ["--help"]:
-        print("\n".join(Contract(name).data["flags"]))
+    if program == "trtllm-build" and words == ["--help"]:
+        print("\n".join(Contract(program).data["flags"]))
         return
     try:
+        if program in OTHERS:
+            OTHERS[program](words)
+            return
+        name = PROGRAMS[Path(program).name]
         TOOLS[name](Contract(name).parse([*Contract(name).data["program"][:-1], program, *words])[0])
     except BrokenContract as error:
         sys.exit(f"error: {error}")

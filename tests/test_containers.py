@@ -8,12 +8,11 @@ import signal
 import subprocess
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 import docker_engine
 import pytest
-from conftest import REPO, run_in, variables
+from conftest import REPO, run_in, tiny_wheel, variables
 from terminal import CTRL_C, Terminal
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -144,16 +143,9 @@ def test_the_commit_is_said_and_dirty_means_a_change_that_a_run_did_not_make_its
 @pytest.fixture
 def tiny(bare):
     """A project with one environment of one package, which lies beside it: nothing is fetched."""
-    wheel = bare / "wheels" / "tinypkg-1.0-py3-none-any.whl"
-    wheel.parent.mkdir()
-    info = "tinypkg-1.0.dist-info"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("tinypkg.py", "VALUE = 42\n")
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinypkg\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", f"tinypkg.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    digest = tiny_wheel(bare / "wheels")
     (bare / "containers" / "small").mkdir()
-    write_lock(bare, hashlib.sha256(wheel.read_bytes()).hexdigest())
+    write_lock(bare, digest)
     if shutil.which("uv") is None:  # the one that made this environment
         (bare / ".venvs").mkdir()
         (bare / ".venvs" / "uv").symlink_to(REPO / ".venvs" / "uv")

@@ -49,9 +49,14 @@ def test_access_and_licences_are_notes_for_the_reader(on, monkeypatch):
     assert [line for line in lines(on("writeup", cards=old), None) if line.startswith("driver 535.104.05: ")]
 
 
-def test_a_profile_without_containers_asks_for_none(on):
-    found = on("embedded", cards=[], docker=False)
+@pytest.mark.parametrize(("profile", "cards"), [("embedded", []), ("weightless", H200)])
+def test_a_profile_without_containers_asks_for_none(on, profile, cards):
+    found = on(profile, cards=cards, docker=False)
     assert lines(found, False) == [] and not [line for _, line in found if "Docker" in line or "NGC" in line]
+
+
+def test_random_weights_have_no_licence_to_read(on):
+    assert not [line for line in lines(on("weightless"), None) if "licence" in line]
 
 
 def test_make_doctor_changes_nothing_and_names_the_profiles(tree):

@@ -10,7 +10,7 @@ from conftest import only_error, run_in, set_params
 from stages.engine import Engine
 from stages.finetune import Lora
 from stages.stage import load_yaml, write_json
-from tools.preflight import Estimate, misfit_engine, missing_images, missing_resources
+from tools.preflight import Estimate, in_use, misfit_engine, misfits, missing_images, missing_resources
 
 NEEDS = Estimate(minutes=240, disk_gb=150.0, memory_gb=64.0, gpu_memory_gb=80.0)
 H200 = {"name": "NVIDIA H200", "memory_mib": 143771, "driver": "570.86.15"}
@@ -65,6 +65,22 @@ def test_docker_and_every_unresolved_image_are_named_once():
 
 def test_virtual_environments_need_no_docker():
     assert missing_images({"tools": "venv:tools", "client": "host:"}, docker_answers=False) == []
+
+
+def profile_of(name):
+    """(the parameters of a profile, its images)."""
+    params = load_yaml("params.yaml")
+    for section, keys in load_yaml(f"profiles/{name}.yaml").items():
+        params[section] |= keys
+    return params, load_yaml("containers/images.yaml")[name]
+
+
+def test_only_images_that_a_run_starts_are_asked_for():
+    assert not [image for image in in_use(*reversed(profile_of("weightless"))).values() if "docker:" in image]
+    params, images = profile_of("writeup")
+    assert in_use(images, params).keys() == {"tools", "pytorch", "triton", "vllm", "client"}
+    params["bench"]["servers"] = ["trtllm"]
+    assert in_use(images, params).keys() == {"tools", "pytorch", "triton", "trtllm", "client"}  # the engine is built
 
 
 def without_docker(tmp_path):
@@ -124,6 +140,26 @@ def test_an_engine_that_was_built_for_another_machine_is_said_to_be_rebuilt(tree
     command = ["containers/run", "venv:tools", "python", "-m", "tools.preflight"]
     done = run_in(tree, *command, environment=without_docker(tmp_path))
     assert "engine corrected: rebuild: built for sm_90 with TensorRT-LLM 1.0.0, found " in done.stdout, done.stderr
+
+
+def test_what_could_not_be_served_is_said_before_anything_is_built():
+    params, images = profile_of("writeup")
+    assert misfits(params, images, 1) == []
+    params["repository"]["engine_variant"] = "batch-4"
+    params["engine"] |= {"variants": ["corrected", "brain"], "arms": {"brain": {"dtype": "bfloat16"}}}
+    assert misfits(params, images, 1) == [
+        "engine: repository.engine_variant is batch-4, built are corrected, brain: engine.route and engine.variants",
+        "engine: engine.dtype is bfloat16 and float16; the adapters are stored in one of them",
+    ]
+    params, images = profile_of("writeup")
+    params["bench"]["servers"].append("trtllm")
+    params["trtllm_serve"] |= {"tp_size": 2, "max_lora_rank": 2, "moe_backend": "TRITON"}
+    assert misfits(params, images, 1) == [
+        "params.yaml: trtllm_serve.max_lora_rank is 2, lora.r is 4",
+        "trtllm_serve: trtllm_serve.tp_size is 2, this machine has 1 GPUs",
+    ]
+    images["trtllm"] = images["triton"]  # the release, which has no such backend
+    assert "moe_backend is TRITON, which TensorRT-LLM 1.0.0 rejects" in misfits(params, images, 2)[0]
 
 
 @pytest.mark.parametrize("value", ["lots", None])

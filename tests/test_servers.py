@@ -1,13 +1,16 @@
 """How TensorRT-LLM's two servers are started, held against what their images take."""
 
+import io
 import json
 
 import pytest
 from conftest import REPO
 from contracts import Contract
 
+from stages import streams
 from stages.servers import Triton, Trtllm
-from stages.stage import load_yaml
+from stages.stage import UserError, load_yaml
+from tools import remote
 
 
 @pytest.fixture
@@ -75,3 +78,20 @@ def test_trtllm_serve_is_asked_by_genai_perf_for_pinned_lengths_and_for_its_adap
 def test_every_profile_names_an_image_for_every_server():
     for images in load_yaml(REPO / "containers/images.yaml").values():
         assert {"triton", "vllm", "trtllm"} <= images.keys()
+
+
+def test_chat_asks_trtllm_serve_for_each_adapter_under_a_number_of_its_own(monkeypatch, tmp_path):
+    # The server keeps an adapter under its number: two under one number would answer alike.
+    monkeypatch.setattr(remote.socket, "create_connection", lambda *_, **__: io.StringIO())
+    monkeypatch.setattr(streams, "post", lambda *_: io.StringIO('{"data": [{"id": "model"}]}'))
+    monkeypatch.chdir(REPO)
+    asked = {
+        name: remote.connect("trtllm", None, name, tmp_path / name).chosen(name)["lora_request"]
+        for name in ("lora", "qlora")
+    }
+    assert asked == {
+        "lora": {"lora_name": "1", "lora_int_id": 1, "lora_path": str(tmp_path / "lora")},
+        "qlora": {"lora_name": "2", "lora_int_id": 2, "lora_path": str(tmp_path / "qlora")},
+    }
+    with pytest.raises(UserError, match="ADAPTER is lora-published; trtllm serves lora, qlora or none"):
+        remote.connect("trtllm", None, "lora-published", tmp_path)

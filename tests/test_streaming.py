@@ -7,6 +7,7 @@ import pytest
 from conftest import REPO, only_error, run_in, set_params
 
 from stages import streams
+from stages.servers import lora_request
 from stages.stage import UserError, read_json, write_json
 from stages.streaming import BLS, Streaming, bls_cases, bls_loads, by_case, by_prompt, write_bls_models
 
@@ -145,10 +146,10 @@ def test_the_stream_of_vllm_is_text_in_pieces_and_a_count_at_the_end(monkeypatch
 def test_an_adapter_is_a_model_at_vllm_and_a_request_field_at_trtllm_serve(monkeypatch):
     _, body = sse("vllm.sse", monkeypatch, adapter="lora", min_tokens=8)
     assert (body["model"], body["min_tokens"], body["ignore_eos"]) == ("lora", 8, True)
-    client = streams.TrtLlm("http://localhost", "model", {"lora": "/adapters/lora"})
+    client = streams.TrtLlm("http://localhost", "model", {"lora": lora_request(1, "/adapters/lora")})
     assert client.chosen("lora") == {
         "model": "base",
-        "lora_request": {"lora_name": "lora", "lora_int_id": 0, "lora_path": "/adapters/lora"},
+        "lora_request": {"lora_name": "1", "lora_int_id": 1, "lora_path": "/adapters/lora"},
     }
 
 

@@ -10,11 +10,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from stages.engine import Engine
-from stages.finetune import Lora
 from stages.machine import memory_gib
 from stages.stage import UserError, gpus, load_yaml, run
-from tools.preflight import Estimate, docker_answers, misfit_engine, missing_images, missing_resources
+from tools.preflight import Estimate, checked, docker_answers, in_use, misfits, missing_images, missing_resources
 
 # Of the drivers that NVIDIA names for the images of 25.09 (CUDA 13.0 and 12.9). A data-centre GPU also runs them on an
 # older one, through the compatibility libraries inside the images.
@@ -23,7 +21,7 @@ DRIVER = 575
 
 def values(profile):
     """The parameters as `make profile PROFILE=...` would write them."""
-    params = load_yaml("params.yaml")
+    params = checked()
     names = sorted(path.stem for path in Path("profiles").glob("*.yaml"))
     if profile not in names:
         raise UserError(f"PROFILE is {profile}; use one of {', '.join(names)}")
@@ -62,6 +60,8 @@ def registry_access(images):
 
 def model_access(base):
     """(fine, sentence) about where the base model comes from, and its licence."""
+    if base["source"] == "random":
+        return []  # no weights of anyone's
     found = [(None, f"licence of the base model: {base['licence']}; read it before you use {base['name']}")]
     if base["source"] == "hub":
         token = "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set; a gated model needs it"
@@ -71,11 +71,12 @@ def model_access(base):
 
 def checklist(profile, cards, free_gb, gib, docker):
     """[(fine, sentence)]: True is there, False is missing, None is for the reader to know."""
-    params, images = values(profile), load_yaml("containers/images.yaml")[profile]
+    params = values(profile)
+    images = in_use(load_yaml("containers/images.yaml")[profile], params)
     needs = Estimate(**params["estimate"])
     pulled = [image for image in images.values() if image.startswith("docker://")]
     missing = missing_resources(needs, free_gb, gib, cards) + missing_images(images, docker)
-    missing += misfit_engine(Engine(**params["engine"]), Lora(**params["lora"]), len(cards))
+    missing += misfits(params, load_yaml("containers/images.yaml")[profile], len(cards))
     found = [(False, line) for line in missing]
     lacking = {line.split(":")[0] for line in missing}
     there = {

@@ -10,12 +10,15 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.adapter_format import misfits
+from stages.adapter_format import misfits as adapter_misfits
 from stages.engine import Engine, with_arm
+from stages.experiments import Bench
 from stages.finetune import Lora
 from stages.images import architecture, engines, rebuild
 from stages.machine import memory_gib
+from stages.repository import Repository
 from stages.stage import UserError, gpus, load_yaml, read_params, results, run
+from stages.trtllm_serve import TrtllmServe, misfit_moe
 
 
 @dataclass
@@ -59,17 +62,65 @@ def missing_images(images, docker_answers):
     return missing
 
 
-def misfit_engine(p, lora, gpu_count):
-    """Why TensorRT-LLM's engine could not serve the adapters, or not be built: said before hours of training."""
-    if p.route == "none":
-        return []
+def checked():
+    """params.yaml, whose sections read here are as their stages want them; else UserError, as theirs."""
+    for section in (Bench, Engine, Lora, Repository, TrtllmServe):
+        read_params(section)
+    return load_yaml("params.yaml")
+
+
+def in_use(images, params):
+    """{role: image} of what a whole run starts: no server that is not measured, no engine that is not built."""
+    roles = {"tools", "pytorch", "client", *params["bench"]["servers"]}
+    if params["repository"]["engine"] == "none":
+        roles.discard("triton")
+    if params["repository"]["engine"] == "tensorrtllm" or params["engine"]["route"] != "none":
+        roles.add("triton")
+    return {role: image for role, image in images.items() if role in roles}
+
+
+def misfit_engine(p, lora, gpu_count, served=None):
+    """Why TensorRT-LLM's engine could not serve the adapters, or not be built: said before hours of training.
+
+    served: repository.engine_variant where that engine is to be served, else None.
+    """
     found = []
+    if served and (p.route == "none" or served not in p.variants):
+        built = "none" if p.route == "none" else ", ".join(p.variants)
+        found.append(
+            f"engine: repository.engine_variant is {served}, built are {built}: engine.route and engine.variants"
+        )
+    if p.route == "none":
+        return found
+    types = sorted({with_arm(p, variant).dtype for variant in p.variants})
+    if len(types) > 1:
+        found.append(f"engine: engine.dtype is {' and '.join(types)}; the adapters are stored in one of them")
     for variant in p.variants:
         one = with_arm(p, variant)
-        reasons = misfits(lora.target_modules, lora.r, one.lora_target_modules, one.max_lora_rank)
+        reasons = adapter_misfits(lora.target_modules, lora.r, one.lora_target_modules, one.max_lora_rank)
         found += [f"engine {variant}: the adapters do not fit: {reason}" for reason in reasons]
         if gpu_count and one.tp_size > gpu_count:
             found.append(f"engine {variant}: engine.tp_size is {one.tp_size}, this machine has {gpu_count} GPUs")
+    return found
+
+
+def misfit_serve(p, lora, image, gpu_count):
+    """Why trtllm-serve could not serve the adapters, or not start in its image."""
+    found = [reason] if (reason := misfit_moe(p, image)) else []
+    if lora.r > p.max_lora_rank:
+        found.append(f"params.yaml: trtllm_serve.max_lora_rank is {p.max_lora_rank}, lora.r is {lora.r}")
+    if gpu_count and p.tp_size > gpu_count:
+        found.append(f"trtllm_serve: trtllm_serve.tp_size is {p.tp_size}, this machine has {gpu_count} GPUs")
+    return found
+
+
+def misfits(params, images, gpu_count):
+    """What of params.yaml cannot be served as it stands, a line each; both of TensorRT-LLM's servers."""
+    lora, served = Lora(**params["lora"]), params["repository"]
+    variant = served["engine_variant"] if served["engine"] == "tensorrtllm" else None
+    found = misfit_engine(Engine(**params["engine"]), lora, gpu_count, variant)
+    if "trtllm" in params["bench"]["servers"]:
+        found += misfit_serve(TrtllmServe(**params["trtllm_serve"]), lora, images["trtllm"], gpu_count)
     return found
 
 
@@ -89,11 +140,11 @@ def docker_answers():
 
 def main():
     p = read_params(Estimate)
-    profile = load_yaml("params.yaml")["profile"]
-    images = load_yaml("containers/images.yaml")["images"]
-    missing = missing_images(images, docker_answers())
+    params = checked()
+    profile, images = params["profile"], load_yaml("containers/images.yaml")["images"]
+    missing = missing_images(in_use(images, params), docker_answers())
     cards = gpus()
-    missing += misfit_engine(read_params(Engine), read_params(Lora), len(cards))
+    missing += misfits(params, images, len(cards))
     # Once a whole run stands here, its environments and results do too: a re-run takes little more room.
     disk = Estimate(**{**p.__dict__, "disk_gb": 1.0}) if (results("report") / "index.html").exists() else p
     free = shutil.disk_usage(".").free / 1e9

@@ -3,7 +3,7 @@
 import socket
 
 from stages.repository import TASKS
-from stages.servers import SERVERS, URL
+from stages.servers import SERVERS, URL, lora_request
 from stages.stage import UserError, results
 from stages.streams import CLIENTS, Request, timed
 from tools.terminal import pictured, say_dim, show
@@ -27,10 +27,10 @@ def connect(server, url, adapter, folder):
     except OSError as error:
         raise UserError(f"{url}: no server answers ({error.strerror or error}); {starts}") from None
     adapters = {name: task for task, name in TASKS.items()}
-    if kind == "triton" and adapter not in (None, *adapters):
-        raise UserError(f"ADAPTER is {adapter}; Triton serves {', '.join(adapters)} or none")
-    if kind == "trtllm":
-        adapters = {adapter: str(folder.resolve())} if adapter else {}
+    if kind in ("triton", "trtllm") and adapter not in (None, *adapters):
+        raise UserError(f"ADAPTER is {adapter}; {kind} serves {', '.join(adapters)} or none")
+    if kind == "trtllm" and adapter:
+        adapters = {adapter: lora_request(adapters[adapter], folder.resolve())}
     return CLIENTS[server](url, results("base_model") / "model", adapters)
 
 
