@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 
 from stages import points
-from stages.certificate import certificate, failed, per_request
+from stages.certificate import certificate, failed, never_valid, per_request
 from stages.experiments import (
     BUDGET_ENDED,
     NOT_ASKED,
@@ -154,9 +154,10 @@ def measure(p, server, point, client_image, process, strangers, work):
 
 
 def finished(work, point):
-    """The point as it was measured; None where it is missing or not valid: then it is measured (again)."""
+    """The point as it was measured; None where it is missing, or not valid and could be: it is measured (again)."""
     path = work / "points" / f"{point}.json"
-    return found if path.exists() and (found := read_json(path))["valid"] else None
+    found = read_json(path) if path.exists() else None
+    return found if found and (found["valid"] or never_valid(found["checks"])) else None
 
 
 def missing(plan, work):

@@ -47,6 +47,11 @@ def failed(checks):
     return [check["reason"] for check in checks if check["verdict"] == "fail"]
 
 
+def never_valid(checks):
+    """Whether a point was asked for in a way that no second try makes valid: an arm without a warm-up."""
+    return any(one["check"] == "warm-up" and one["verdict"] == "fail" for one in checks)
+
+
 def requests(point, asked):
     missing = max(0, asked["requests"] - point["requests"])
     return "fail" if missing else "pass", f"{missing} of {asked['requests']} requests failed"

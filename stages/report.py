@@ -168,6 +168,11 @@ def how_to(ledger):
     """The command of each part, and the published runs."""
     yield ("heading", 2, "Reproduce it")
     yield ("table", ["part", "command"], [[part, f"`{command}`"] for part, command in COMMANDS.items()])
+    yield (
+        "text",
+        "Every figure lies beside this page as SVG and PNG, its data and the command that made it in a JSON file: "
+        f"`{results('report')}/NAME.svg`, `.png`, `.json`.",
+    )
     yield ("heading", 2, "Reference runs")
     rows = []
     for name, folder, _ in sections.folders(ledger):

@@ -134,7 +134,10 @@ def one_experiment(name, servers, limits):
     if any(len(data["settings"]["arms"]) > 1 for data in servers.values()):
         yield from walk(servers)
     else:
-        yield ("table", *points_table(servers, limits))
+        header, rows = points_table(servers, limits)
+        yield ("table", header, rows)
+        if any(share(data, point, limits) > 1 for data in servers.values() for point in data["points"]):
+            yield ("text", "More than 100 %: the limit was measured while other programs used the machine.")
         series = [one for server, data in servers.items() for one in all_series(server, data, limits)]
         if max(len({point["concurrency"] for point in entry["points"]}) for entry in series) > 1:
             weights = next(iter(servers.values()))["base_model"]["weights"]
@@ -158,11 +161,9 @@ def points_table(servers, limits):
     rows = []
     for server, data in servers.items():
         for point in data["points"]:
-            limit = bound(data, point, limits)
-            rate = value(point, RATE)
-            share = f"{rate / limit['tokens_per_second']:.0%}" if limit and rate is not None else "—"
+            of_limit = share(data, point, limits)
             valid = sum(one["valid"] for one in point["repeats"])
-            row = [server, load_of(data, point), with_interval(point, RATE), share]
+            row = [server, load_of(data, point), with_interval(point, RATE), f"{of_limit:.0%}" if of_limit else "—"]
             row += [with_interval(point, name) for name in NUMBERS if name != RATE]
             row += [show(point.get("tokens_per_joule")), f"{valid} of {len(point['repeats'])}"]
             row += ["yes" if point["valid"] else f"no: {'; '.join(point['invalid_reasons'])}"]
@@ -177,12 +178,19 @@ def with_interval(point, name):
     return show(value(point, name)) + (f" [{show(span[0])}, {show(span[1])}]" if span else "")
 
 
+def share(data, point, limits):
+    """A point's throughput over the limit; 0 where either is not known."""
+    limit, rate = bound(data, point, limits), value(point, RATE)
+    return rate / limit["tokens_per_second"] if limit and rate else 0
+
+
 def bound(data, point, limits):
     """{tokens_per_second, per_user_tokens_per_second, itl_ms}: what no engine exceeds for this load on this machine, by
-    the lengths that the server counted; None where the format, the model's size or the machine's rates are not known.
+    the lengths that the server counted; None where the format, the model's size or the machine's rates are not known,
+    and for a server that guesses tokens: it reads the weights once for several.
     """
     base, weights, kv = data["base_model"], data["weights_format"], data["kv_format"]
-    if not limits or weights not in BITS or kv not in KV_BYTES or "config" not in base:
+    if not limits or weights not in BITS or kv not in KV_BYTES or "config" not in base or guesses(data):
         return None
     config, machine = base["config"], rates(limits, gpus(data["server_command"]))
     tokens_in = round(point.get("input_tokens") or point["input_tokens_asked"])
@@ -197,6 +205,11 @@ def bound(data, point, limits):
         "per_user_tokens_per_second": 1 / step,
         "itl_ms": 1000 * step,
     }
+
+
+def guesses(data):
+    """Whether a server decodes speculatively."""
+    return any("--speculative" in word for word in data["server_command"] or [])
 
 
 def gpus(command):
@@ -290,9 +303,8 @@ def same_answers(reference, data):
     """Whether a server computes what the first one computes, as far as its start says: the same formats; and guessed
     tokens only where the weights are real, for what random weights say is easy to guess."""
     formats = ("weights_format", "kv_format")
-    guesses = any("--speculative" in word for word in data["server_command"])
     random = data["base_model"]["weights"] == "random"
-    return all(reference[name] == data[name] for name in formats) and not (guesses and random)
+    return all(reference[name] == data[name] for name in formats) and not (guesses(data) and random)
 
 
 def fastest(load, first, found):

@@ -689,6 +689,14 @@ def test_an_invalid_point_is_written_as_such_and_measured_again_when_the_sweep_g
     assert [point["valid"] for point in written["points"]] == [False, False, False]
 
 
+def test_an_arm_that_can_never_be_valid_is_measured_once(bench):
+    set_params(bench.tree, bench={"warmup_requests": 0})
+    assert error_of(bench(client="fails 2")).startswith("error: genai-perf failed")
+    done = bench(client="measures", calls="")
+    assert done.returncode == 0 and (bench.tree / "calls").read_text().split() == ["2"]
+    assert "INVALID: 0 requests before those that count" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from conftest import REPO, only_error, run_in
+from contracts import Contract
 
 from stages.experiments import COST, Bench, unfinished, visits, with_experiment
 from stages.stage import read_params
@@ -125,3 +126,12 @@ def test_what_stood_as_not_asked_for_is_measured(project):
 def test_a_wrong_experiment_is_refused_before_anything_runs(project, name, message):
     assert message in only_error(project(name))
     assert project.runs == []
+
+
+def test_every_setting_of_the_search_is_one_that_the_writeups_vllm_has():
+    p = read_params(Bench, REPO / "params.yaml")
+    program = Contract("vllm-serve").data["program"]
+    for words in p.configurations.values():
+        Contract("vllm-serve").parse([*program, *words])  # raises on a flag that this version does not know
+    for words in (p.configurations["graphs"], p.configurations["ngram"]):
+        json.loads(words[0].partition("=")[2])

@@ -74,6 +74,14 @@ def test_no_point_of_the_published_run_is_above_its_limit():
             assert point["per_user_tokens_per_second"] < limit["per_user_tokens_per_second"]
 
 
+def test_a_point_above_its_limit_says_that_the_limit_was_measured_on_a_busy_machine(int4):
+    busy = LIMITS | {"bytes_per_second": LIMITS["bytes_per_second"] / 10}
+    texts = [block[1] for block in serving_report.one_experiment("x", {"vllm": int4}, busy) if block[0] == "text"]
+    assert "More than 100 %: the limit was measured while other programs used the machine." in texts
+    quiet = [block[1] for block in serving_report.one_experiment("x", {"vllm": int4}, LIMITS) if block[0] == "text"]
+    assert not [text for text in quiet if "More than 100 %" in text]
+
+
 def test_the_limit_is_that_of_all_gpus_that_share_the_model(int4):
     one = serving_report.bound(int4, int4["points"][0], LIMITS)
     int4["server_command"].append("--tensor-parallel-size=2")
@@ -86,6 +94,12 @@ def test_a_format_that_nobody_knows_has_no_limit_and_no_share(int4, change):
     assert serving_report.bound(int4 | change, int4["points"][0], LIMITS) is None
     header, rows = serving_report.points_table({"vllm": int4 | change}, LIMITS)
     assert {row[header.index("of the limit")] for row in rows} == {"—"}
+
+
+def test_guessed_tokens_have_no_such_limit(int4):
+    assert serving_report.bound(int4, int4["points"][0], LIMITS)
+    int4["server_command"].append('--speculative-config={"method": "ngram"}')
+    assert serving_report.bound(int4, int4["points"][0], LIMITS) is None
 
 
 def test_fp8_has_no_limit_on_a_machine_where_it_was_not_measured(int4):
@@ -145,6 +159,18 @@ def test_one_repeat_names_no_winner(int4):
     rows, words = beside(int4, ("vllm-quick", int4))
     assert rows["vllm-quick", "c=1"] == ["1.000", "no verdict: fewer than 3 repeats"]
     assert words[0] == "c=1: no verdict on the fastest, for that needs three repeats."
+
+
+def test_a_search_on_a_machine_where_others_were_at_work_names_no_winner():
+    servers = {server: read_json(CPU / f"bench/search/{server}/points.json") for server in ("vllm", "vllm-ngram")}
+    blocks = list(serving_report.one_experiment("search", servers, None))
+    (_, points), (_, ratios), *_ = tables(blocks)
+    assert {row[-2] for row in points} == {"1 of 3"}  # of each load, one repeat passed its certificate
+    assert {row[3] for row in ratios} == {"no verdict: fewer than 3 repeats"}
+    assert [b[1] for b in blocks if b[0] == "text"][-1].endswith("on the fastest, for that needs three repeats.")
+    (fold,) = [block for block in blocks if block[0] == "fold" and "vllm-ngram" in block[1]]
+    reasons = [row[2] for row in list(tables([fold]))[1][1]]
+    assert "the first third of the requests took 4.71 s each, the last 1.9 s (medians)" in reasons
 
 
 @pytest.mark.parametrize("change", ["weights", "guesses"])
