@@ -82,7 +82,13 @@ def what_ran(ledger):
         }
         gpus = facts["gpu"] if isinstance(facts["gpu"], list) else [facts["gpu"]]
         machine = f"{facts.get('cpu', '—')}, {facts.get('cores', '—')} cores, {facts.get('memory_gib', '—')} GiB"
-        model = f"{facts.get('model', '—')} ({facts.get('weights', '—')} weights)"
+        served = {
+            (data["base_model"]["name"], data["base_model"]["weights"])
+            for servers in serving_report.experiments(folder).values()
+            for data in servers.values()
+        }
+        models = [(facts["model"], facts["weights"])] if "model" in facts and "weights" in facts else sorted(served)
+        model = ", ".join(f"{one} ({weights} weights)" for one, weights in models) or "—"
         profile = optional(folder / "run.json").get("profile") or facts.get("profile", "—")
         rows.append([name, profile, machine, ", ".join(gpus), model, ", ".join(sorted(commits)) or "—"])
         for path, by in made.items():

@@ -126,6 +126,18 @@ def test_own_published_and_reference_figures_stand_in_one_table(pages):
     assert "| h100 | qlora | elyza/ELYZA-japanese-Llama-2-7b-instruct |" in section
 
 
+def test_a_run_that_only_served_names_what_it_served(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "results/reference/h200-vllm", tmp_path / "results/reference/h200-vllm")
+    for name in ("cards.yaml", "shapes"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
+    _, markdown = checkout(tmp_path, monkeypatch, runs=())
+    ran, _, _ = markdown.partition("## Do the published numbers hold?")
+    (row,) = re.findall(r"^\| h200-vllm \| weightless \|.*", ran, re.MULTILINE)
+    assert "gpt-oss-20b shape (random weights), llama-2-7b shape (random weights)" in row
+    assert "| h200-vllm | NVIDIA H200 | memory | 4,468.40 GB/s |" in markdown
+
+
 def outcome(run, verdict, measured=1.0):
     return {"run": run, "verdict": verdict, "measured": measured}
 
