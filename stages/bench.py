@@ -189,7 +189,7 @@ def sweep(name, p, images, work):
                 clock.seconds["points"][key_of(point)] = time.monotonic() - begun
                 write_json(clock.path, clock.seconds)
                 rest = [(server_name, group[group.index(point) + 1 :]), *left[1:]]
-                print(f"{name}, {server_name}, repeat {point.repeat}: {points.told(found)}{about(clock.left(rest))}",
+                print(f"{name}, {server_name}, repeat {point.repeat}: {points.told(found)}{about(clock.left(rest, 1))}",
                       flush=True)  # fmt: skip
         left = left[1:]
     if left:

@@ -178,12 +178,13 @@ class Clock:
         if self.path.exists():
             self.seconds = read_json(self.path)
 
-    def left(self, plan):
-        """Seconds for the (server, points) of a plan; None as long as nothing is known."""
+    def left(self, plan, running=0):
+        """Seconds for the (server, points) of a plan, whose first `running` servers have started; None as long as
+        nothing is known."""
         plan, ready, points = list(plan), self.seconds["ready"], self.seconds["points"]
         if not points:
             return None
-        starts = sum(ready.get(server, max(ready.values())) for server, _ in plan)
+        starts = sum(ready.get(server, max(ready.values())) for server, _ in plan[running:])
         return starts + sum(points.get(key_of(one), max(points.values())) for _, group in plan for one in group)
 
 

@@ -297,6 +297,7 @@ def test_the_time_left_is_what_the_same_points_took_before(tmp_path):
         "points": {"triton-64-32-c1-corrected": 7, "vllm-64-32-c2-corrected": 9},
     }
     assert clock.left(visits(p)) == 50 + 7 + 9 + 9 + 9
+    assert clock.left(visits(p), running=1) == 40 + 7 + 9 + 9 + 9
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), (None, None), ("", None)])
