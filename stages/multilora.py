@@ -28,7 +28,7 @@ from stages.dataset import prompt_text, read_rows
 from stages.repository import TASKS
 from stages.servers import ADAPTERS, SERVERS, URL
 from stages.serving import run_client, serving, session
-from stages.stage import UserError, read_json, read_params, results, run, write_json, write_metrics
+from stages.stage import UserError, flags, read_json, read_params, results, run, write_json, write_metrics
 from stages.streams import Request, post
 
 PROOF = [None, *ADAPTERS]  # the writeup's task ids -1, 0, 1
@@ -262,18 +262,22 @@ def measure_triton(p, images, out):
     return {**found, "server_command": commands["served"]}
 
 
+def with_lora(p, plain, rank, *options):
+    """The words of a vLLM that takes adapters of this rank, `plain` those of one without."""
+    slots, kept = max(p.slots, len(ADAPTERS)), max(p.adapters) + len(ADAPTERS)
+    words = flags({"enable-lora": True, "max-lora-rank": rank, "max-loras": slots, "max-cpu-loras": kept})
+    return [*plain, *words, *options]
+
+
 def measure_vllm(p, images, out):
     """A server without LoRA, one in float32 for the proof, then one for each rank; the first of these proves too."""
     server = SERVERS["vllm"]("base")
     plain = server.command(p.server_options)
 
-    def with_lora(rank, *options):
-        words = ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(max(p.slots, len(ADAPTERS))),
-                 "--max-cpu-loras", str(max(p.adapters) + len(ADAPTERS)), *options]  # fmt: skip
-        return ["containers/run", images[0], "env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True", *plain, *words]
-
-    runs = {"none": ["containers/run", images[0], *plain], "float32": with_lora(p.ranks[0], "--dtype", "float32")}
-    runs |= {rank: with_lora(rank) for rank in p.ranks}
+    start = ["containers/run", images[0]]
+    updating = [*start, "env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]  # adapters are loaded while it runs
+    runs = {"none": [*start, *plain], "float32": updating + with_lora(p, plain, p.ranks[0], "--dtype", "float32")}
+    runs |= {rank: updating + with_lora(p, plain, rank) for rank in p.ranks}
     found = {"proof": {}, "points": []}
     for name, command in runs.items():
         with serving(server, command, out / "raw" / f"server-{name}.log", p.ready_seconds) as (process, ready):

@@ -8,10 +8,13 @@ of the checkout was changed, to /repo.
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import REPO
 
 from stages.clients import CLIENTS, STATISTICS, TIMES, Load, read_prompts
 from stages.stage import UserError
@@ -168,3 +171,21 @@ def test_prompts_that_are_too_few_or_stand_there_twice_are_refused(tmp_path, tex
     path.write_text("".join(json.dumps({"text": text, "prompt": text}) + "\n" for text in texts))
     with pytest.raises(UserError, match=message):
         read_prompts(replace(LOAD, prompts=path))
+
+
+FAKE_VLLM = """
+class CustomDataset: pass
+class SampleRequest: pass
+def add_cli_args(parser): parser.add_argument("--seed")
+def main(args): print(args.seed, args.extra_body)
+"""
+
+
+def test_a_vllm_that_knows_no_extra_body_is_started_all_the_same(tmp_path):
+    folder = tmp_path / "vllm" / "benchmarks"
+    folder.mkdir(parents=True)
+    for name in ("datasets", "serve"):
+        (folder / f"{name}.py").write_text(FAKE_VLLM)
+    command = [sys.executable, REPO / "containers/vllm/bench_serve.py", "--seed", "1", "--extra-body", "{}"]
+    done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.stdout == "1 {}\n", done.stderr

@@ -15,6 +15,8 @@ import pytest
 from conftest import REPO, run_in, tiny_wheel, variables
 from terminal import CTRL_C, Terminal
 
+from tools import lock
+
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 IMAGE = f"docker://example.org/team/image:1.0@{DIGEST}"
 
@@ -473,3 +475,20 @@ def test_a_command_without_a_signal_handler_ends_too(engine, owned):
     process.terminate()
     assert process.wait(20) == 128 + signal.SIGTERM
     assert engine.docker("ps", "--all", "--quiet") == ""
+
+
+def test_a_tag_is_resolved_and_recorded_as_a_real_registry_has_it(engine, tmp_path, monkeypatch):
+    if shutil.which("skopeo") is None:
+        pytest.skip("skopeo is not installed")
+    image, digest = engine.reference.removeprefix("docker://").split("@")
+    name, _, tag = image.rpartition(":")
+    # It speaks no TLS.
+    (tmp_path / ".config/containers").mkdir(parents=True)
+    conf = f'[[registry]]\nlocation = "{name.split("/")[0]}"\ninsecure = true\n'
+    (tmp_path / ".config/containers/registries.conf").write_text(conf)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert lock.ask_registry(name, tag) == digest and lock.ask_registry(name, "2") is None
+    text, told = lock.with_digests(f"a: docker://{image}@sha256:UNRESOLVED\n", lock.ask_registry)
+    assert (text, told) == (f"a: {engine.reference}\n", [f"{image}: resolved to {digest}"])
+    (record,) = lock.recorded({}, text, lock.ask_manifest, "2026-01-02").values()
+    assert record["digest"] == digest and list(record["gb"]) == ["unknown"] and record["gb"]["unknown"] < 0.1

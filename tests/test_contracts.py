@@ -11,6 +11,14 @@ import yaml
 from conftest import REPO
 from contracts import FOLDER, BrokenContract, Contract
 
+from stages.bench import client_command
+from stages.clients import CLIENTS, Load
+from stages.experiments import Bench, Point, with_experiment
+from stages.multilora import Multilora, with_lora
+from stages.rulers import Rulers
+from stages.servers import OURS, SERVERS, Vllm
+from stages.stage import load_yaml, read_params, results, write_json
+
 WRITTEN = yaml.safe_load((REPO / "tests/fixtures/writeup_commands.yaml").read_text())
 OPTIONS = """\
 enable_attention_dp: false
@@ -117,6 +125,60 @@ def test_a_comma_inside_a_filled_value_is_kept_by_a_backslash():
     assert Contract("fill_template").fill("tensorrt_llm", text)[0]["gpu_device_ids"] == "0,1"
     with pytest.raises(BrokenContract, match="'1' is not key:value"):
         Contract("fill_template").fill("tensorrt_llm", text.replace("\\", ""))
+
+
+PROFILES = ("weightless", "writeup")  # those whose vLLM is 0.11.0; the other runs its commands
+
+
+@pytest.fixture(params=PROFILES)
+def parameters(request, tmp_path, monkeypatch):
+    """The parameters of a profile, in a working folder with two adapters and what every server is served from."""
+    params = load_yaml(REPO / "params.yaml")
+    for section, keys in load_yaml(REPO / f"profiles/{request.param}.yaml").items():
+        params[section] |= keys
+    params["profile"] = request.param
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    served = {"not_built": None, "adapters": {"1": "/a/1"}, "engine_is_stand_in": False, "world_size": 1, "command": []}
+    for name, data in {
+        "finetune/lora/adapter/adapter_config.json": {"r": 4},
+        "finetune/qlora/adapter/adapter_config.json": {"r": 8},
+        **{f"{stage}/{model}/{stage.removeprefix('trtllm_')}.json": served
+           for stage in ("repository", "trtllm_serve") for model in ("base", "lora")},
+    }.items():  # fmt: skip
+        write_json(results(name), data)
+    return read_params(Bench)
+
+
+def test_every_server_and_every_load_of_every_experiment_holds(parameters):
+    seen = set()
+    for name in parameters.definitions:
+        p = with_experiment(parameters, name)
+        for server_name in {*p.servers, *(SERVERS if p.model in OURS else ())}:
+            server, options = p.server(server_name)
+            if isinstance(server, Vllm):
+                Contract("vllm-serve").parse(server.command(options))
+            for arm in parameters.client_arms:
+                for tokens, concurrency in zip(p.lengths, p.concurrency, strict=False):
+                    point = Point(server_name, *tokens, concurrency, arm, 1)
+                    Contract("genai-perf").parse(client_command(p.with_arm(arm), server, point, Path("W")))
+                    seen.add((type(server).__name__, p.model, arm))
+    assert len(seen) > 40 and {one[0] for one in seen} == {"Triton", "Vllm", "Trtllm"}
+
+
+def test_the_servers_and_clients_of_the_studies_hold(parameters):
+    several, ruler = read_params(Multilora), read_params(Rulers)
+    plain = Vllm("base").command(several.server_options)
+    for rank in several.ranks:
+        Contract("vllm-serve").parse(with_lora(several, plain, rank))
+    lengths = {"input_tokens": ruler.input_tokens, "output_tokens": ruler.output_tokens}
+    paths = {"prompts": Path("P"), "tokenizer": Path("T"), "folder": Path("F")}
+    load = Load(url="http://a", model="base", concurrency=1, requests=8, warmup=2, seed=1, **lengths, **paths)
+    Contract("genai-perf").parse(CLIENTS["genai-perf"].command(load))
+    words = CLIENTS["vllm bench serve"].command(load)[2:]
+    # Taken by our own starter of it where vLLM has no such flag yet.
+    extra = words.index("--extra-body")
+    Contract("vllm-bench-serve").parse(["vllm", "bench", "serve", *words[:extra], *words[extra + 2 :]])
 
 
 def fake_program(folder, name):

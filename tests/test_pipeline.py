@@ -21,7 +21,7 @@ from tools.profile import changes
 PROFILES = sorted(path.stem for path in (REPO / "profiles").glob("*.yaml"))
 DIGEST = r"@sha256:(?:[0-9a-f]{64}|UNRESOLVED)"
 LOCKED = r"[\w-]+@[0-9a-f]{12}"
-REFERENCE = rf"venv:tools|venv:{LOCKED}|host:|docker://[\w./-]+:[\w.-]+{DIGEST}(?:\+{LOCKED})?"
+REFERENCE = rf"venv:tools|venv:{LOCKED}|host:|docker://(?:[\w.-]+:\d+/)?[\w./-]+:[\w.-]+{DIGEST}(?:\+{LOCKED})?"
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,9 @@ def writeup(engine, tmp_path_factory):
     assert run_in(tree, "make", "profile", "PROFILE=writeup").returncode == 0
     environment = lay_packages_on_an_image(tree, folder / "wheels")
     choose_images(tree, engine.images | {"pytorch": f"{engine.images['pytorch']}+on-image"})
-    # The experiments of other profiles would only say that they are not run.
+    # Published runs would only be drawn again, and the experiments of other profiles only say that they are not run.
+    shutil.rmtree(tree / "results/reference")
+    (tree / "results/reference").mkdir()
     graph, others = (tree / "dvc.yaml").read_text(), "lengths|bf16|fp8|int4|gpt-oss[\\w-]*"
     (tree / "dvc.yaml").write_text(re.sub(rf"(?m)^      ({others}): \*no-adapter\n", "", graph))
     few = {"experiments": ["base", "lora"], "concurrency": [1], "repeats": 1}

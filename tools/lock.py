@@ -20,7 +20,9 @@ from stages.stage import UserError, run
 
 IMAGES = Path("containers/images.yaml")
 RECORDS = Path("containers/images.json")
-REFERENCE = re.compile(r"docker://(?P<name>[\w./-]+):(?P<tag>[\w.-]+)@sha256:(?P<digest>[0-9a-f]{64}|UNRESOLVED)")
+REFERENCE = re.compile(
+    r"docker://(?P<name>(?:[\w.-]+:\d+/)?[\w./-]+):(?P<tag>[\w.-]+)@sha256:(?P<digest>[0-9a-f]{64}|UNRESOLVED)"
+)
 
 
 def compile_command(folder):

@@ -36,4 +36,6 @@ if __name__ == "__main__":
     CustomDataset.load_data, CustomDataset.sample = load_data, sample
     parser = argparse.ArgumentParser()
     add_cli_args(parser)
+    if "--extra-body" not in parser.format_help():  # vLLM 0.11.0: there --ignore-eos alone pins the answer's length
+        parser.add_argument("--extra-body")
     main(parser.parse_args())
