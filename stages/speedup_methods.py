@@ -4,10 +4,10 @@ python -m stages.speedup_methods TASK.json RESULT.json
 
 A task is what Speedups.task() makes. Beside RESULT.json stands RESULT.answers, a line an answer as it comes.
 
-The arm `published` does what the writeup's code does, in the words of today's versions (to_bettertransformer() and
-torch.backends.cuda.sdp_kernel are gone: attn_implementation="sdpa" and torch.nn.attention.sdpa_kernel are what is left
-of them). The arm `corrected` gives every method the same: a KV cache, the same length, the same 16-bit type, and a
-warm-up that is not counted.
+The arm `published` does what the writeup's code does, in the words of today's versions: to_bettertransformer() is gone
+in transformers 5 and torch.backends.cuda.sdp_kernel deprecated; attn_implementation="sdpa" under
+torch.nn.attention.sdpa_kernel takes their place. The arm `corrected` gives every method the same: a KV cache, the same
+length, the same 16-bit type, and a warm-up that is not counted.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,10 +140,10 @@ def by_transformers(task, note, sampler):
     set_seed(task["seed"])
     with kernels(task, method), torch.no_grad():
         for number in range(-task["warmup"], task["answers"]):
-            first, begun = FirstToken(), time.monotonic()
+            first, busy, begun = FirstToken(), tree_cpu_seconds(), time.monotonic()
             made = model.generate(ids, attention_mask=torch.ones_like(ids), streamer=first, **options)
             seconds = time.monotonic() - begun
-            note(number, made.shape[1] - ids.shape[1], seconds, first.at - begun)
+            note(number, made.shape[1] - ids.shape[1], seconds, first.at - begun, busy)
     return {
         "prompt_tokens": ids.shape[1],
         "dtype": "bfloat16",
@@ -186,11 +186,11 @@ def by_vllm(task, note, sampler):
         sampling |= {"max_tokens": task["max_new_tokens"], "ignore_eos": True}
     sampler.mark("load")
     for number in range(-task["warmup"], task["answers"]):
-        begun = time.monotonic()
+        busy, begun = tree_cpu_seconds(), time.monotonic()
         (answer,) = llm.generate([{"prompt_token_ids": ids}], SamplingParams(**sampling), use_tqdm=False)
         seconds = time.monotonic() - begun
         first = getattr(answer.metrics, "first_token_latency", None)
-        note(number, len(answer.outputs[0].token_ids), seconds, first)
+        note(number, len(answer.outputs[0].token_ids), seconds, first, busy)
     cache = llm.llm_engine.vllm_config.cache_config
     return {
         "prompt_tokens": len(ids),
@@ -204,18 +204,25 @@ def by_vllm(task, note, sampler):
     }
 
 
-def tree_mib():
-    """Resident memory of this process and all that it started, in MiB: vLLM computes in a child on a CPU."""
+def tree(read):
+    """The sum of read(process) over this process and all that it started: vLLM computes in a child on a CPU."""
     import psutil
 
-    own = psutil.Process()
-    total = 0
+    own, total = psutil.Process(), 0
     for process in [own, *own.children(recursive=True)]:
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / 2**20
+        with suppress(psutil.NoSuchProcess):
+            total += read(process)
+    return total
+
+
+def tree_mib():
+    """Resident memory, in MiB."""
+    return tree(lambda process: process.memory_info().rss) / 2**20
+
+
+def tree_cpu_seconds():
+    """CPU time so far: beside the wall time it tells whether others were at work on the machine."""
+    return tree(lambda process: sum(process.cpu_times()[:2]))
 
 
 def sampling_memory():
@@ -231,8 +238,9 @@ def answer(task, out):
     lines, warmups, answers = out.with_suffix(".answers"), [], []
     lines.write_text("")
 
-    def note(number, tokens, seconds, first):
-        entry = {"tokens": tokens, "seconds": seconds, "ttft_seconds": first}
+    def note(number, tokens, seconds, first, busy):
+        used = tree_cpu_seconds() - busy
+        entry = {"tokens": tokens, "seconds": seconds, "ttft_seconds": first, "cpu_seconds": used}
         (warmups if number < 0 else answers).append(entry)
         with lines.open("a") as file:
             file.write(json.dumps(entry) + "\n")

@@ -11,6 +11,7 @@ out:  results/<profile>/speedups/speedups.json   rows: a method in an arm; syste
 """
 
 import dataclasses
+import os
 import shutil
 import statistics
 import sys
@@ -210,6 +211,11 @@ def summed(answers):
     return {"tokens_per_second": statistics.mean(found), "interval": interval(found, "mean") if known else None}
 
 
+def cpu_per_token(answers):
+    """CPU seconds a token, of all threads: what hardly changes when others are at work on the machine."""
+    return sum(one["cpu_seconds"] for one in answers) / sum(one["tokens"] for one in answers)
+
+
 def row(result, config, machine_rates):
     """One method in one arm: its speed, and what share of the machine's limit for one answer after another that is.
 
@@ -227,6 +233,7 @@ def row(result, config, machine_rates):
         "prompt_tokens": result["prompt_tokens"],
         "output_tokens": tokens,
         "ttft_seconds": statistics.median(firsts) if firsts else None,
+        "cpu_seconds_per_token": cpu_per_token(answers),
         "peak_mib": result["memory"]["process_peak_mib"],
         "memory": result["memory"]["device"],
         "wall_seconds": result["wall_seconds"],
@@ -280,6 +287,7 @@ def systems(p, found):
             "tokens_per_second": statistics.median(found_rates),
             "interval": interval(found_rates) if known else None,
             "over_static": static and ratio(found_rates, rates_of(static["repeats"])),
+            "cpu_seconds_per_token": cpu_per_token(one["repeats"]),
             "tokens": one["repeats"][0]["tokens"],
             "computed_tokens": one["repeats"][0]["computed_tokens"],
             "prompt_tokens": one["prompt_tokens"],
@@ -337,7 +345,7 @@ def main():
     make_weights(p, images, work)
     config = read_json(served_model(p.model) / "config.json" if p.model in OURS else shape_file(p.model))
 
-    begun = time.strftime("%Y-%m-%d %H:%M:%S")
+    begun, busy = time.strftime("%Y-%m-%d %H:%M:%S"), os.getloadavg()[0]
     todo = [task for task in tasks(p, images) if not not_run(p, machine, task)]
     found = run_tasks(p, todo, work)
     listed = rows(p, machine, found, config, rates(limits))
@@ -349,6 +357,8 @@ def main():
         {
             "begun": begun,
             "ended": time.strftime("%Y-%m-%d %H:%M:%S"),
+            # Processes that wanted a core in the minute before: more than 0 means that others were at work.
+            "load_average_before": busy,
             "machine": machine,
             **described(p, base),
             **{key: getattr(p, key) for key in ("prompt", "answers", "max_new_tokens", "warmup", "batch_size")},
