@@ -1,5 +1,5 @@
 # Names for people. What depends on what stands in dvc.yaml.
-.PHONY: help reproduce doctor profile report chat serve experiments bench streaming multilora rulers quickstart-vllm quickstart-trtllm publish test check lock
+.PHONY: help reproduce doctor profile report chat serve experiments bench streaming multilora rulers speedups quickstart-vllm quickstart-trtllm publish test check lock
 TOOLS = containers/run venv:tools
 
 help:       ## this list
@@ -29,6 +29,8 @@ multilora:  ## 5 minutes: several LoRA adapters on one base model: does each req
 	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
 rulers:     ## 15 min, no GPU: how well the load clients measure, and what the sweep costs beside its client
 	@$(TOOLS) dvc repro studies/dvc.yaml:rulers studies/dvc.yaml:harness
+speedups:   ## 6 min, no GPU: five ways to speed up a local model, Transformers against vLLM, and what a KV cache takes
+	@$(TOOLS) dvc repro studies/dvc.yaml:speedups studies/dvc.yaml:kv_cache
 quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, the OpenAI server
 	@$(TOOLS) python -m tools.quickstart_vllm
 quickstart-trtllm: ## a minute or two: the Llama 2 quick start: build, run, serve, curl; without TensorRT-LLM its stand-in answers

@@ -43,15 +43,15 @@ def noise(runs, name, every=False):
     return max(spread)
 
 
-def ratio(above, below):
-    """{ratio, low, high} of two lists of repeats: their medians divided, and its 95 % bootstrap interval."""
+def ratio(above, below, middle="median"):
+    """{ratio, low, high} of two lists of repeats: their medians (or "mean") divided, and its 95 % interval."""
     import numpy
 
-    generator = numpy.random.default_rng(BOOTSTRAP_SEED)
-    drawn = [numpy.median(generator.choice(one, (BOOTSTRAP_SAMPLES, len(one))), axis=1) for one in (above, below)]
+    generator, of = numpy.random.default_rng(BOOTSTRAP_SEED), getattr(numpy, middle)
+    drawn = [of(generator.choice(one, (BOOTSTRAP_SAMPLES, len(one))), axis=1) for one in (above, below)]
     low, high = numpy.quantile(drawn[0] / drawn[1], [0.025, 0.975]).tolist()
     enough = min(len(above), len(below)) >= REPEATS_NEEDED
-    found = statistics.median(above) / statistics.median(below)
+    found = getattr(statistics, middle)(above) / getattr(statistics, middle)(below)
     return {"ratio": found, "low": low if enough else None, "high": high if enough else None}
 
 

@@ -94,12 +94,12 @@ def values(repeats, key):
     return [one.get(key) for one in repeats]
 
 
-def interval(numbers):
-    """The 95 % bootstrap interval of the median, as [low, high]."""
+def interval(numbers, middle="median"):
+    """The 95 % bootstrap interval of the median (or "mean"), as [low, high]."""
     import numpy
 
     drawn = numpy.random.default_rng(BOOTSTRAP_SEED).choice(numbers, (BOOTSTRAP_SAMPLES, len(numbers)))
-    return numpy.quantile(numpy.median(drawn, axis=1), [0.025, 0.975]).tolist()
+    return numpy.quantile(getattr(numpy, middle)(drawn, axis=1), [0.025, 0.975]).tolist()
 
 
 def told(point):

@@ -93,7 +93,7 @@ def write_weights(config, weights, folder, seed):
     files, where = {}, {}
     for tensor in tensors(config):
         words = tensor.name.split(".")
-        file = f"layer-{words[2]}.safetensors" if words[1] == "layers" else f"{words[-2]}.safetensors"
+        file = f"layer-{words[2]}.safetensors" if words[1] in ("layers", "h") else f"{words[-2]}.safetensors"
         files.setdefault(file, []).append(tensor)
     total = 0
     for file, inside in files.items():

@@ -11,7 +11,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import figures, limit_report, rulers_report, sections, serving_report, studies_report, training_report
+from stages import (
+    figures,
+    limit_report,
+    rulers_report,
+    sections,
+    serving_report,
+    speedups_report,
+    studies_report,
+    training_report,
+)
 from stages.claims import VERDICTS, show
 from stages.page import to_html, to_markdown
 from stages.runs import optional
@@ -60,6 +69,8 @@ MADE = (
     "streaming/*/streaming.json",
     "multilora/*/multilora.json",
     "limits/limits.json",
+    "speedups/speedups.json",
+    "kv_cache/kv_cache.json",
 )
 FIGURE_COMMAND = "make report"
 
@@ -208,6 +219,7 @@ def blocks_of(ledger):
         *limit_report.limits(ledger),
         *studies_report.streaming(ledger),
         *studies_report.multilora(ledger),
+        *speedups_report.speedups(ledger, claims),
         *rulers_report.rulers(ledger),
         *rulers_report.harness(ledger),
         *whole_ledger(ledger),

@@ -18,6 +18,7 @@ BF16 = 2  # bytes
 BITS = {
     "bf16": 16,
     "fp8": 8,  # one scale a matrix: nothing
+    "int8": 8,  # LLM.int8: one scale a row: nothing
     "int4-g128": 4 + 16 / 128,  # GPTQ, symmetric: an fp16 scale for 128 weights
     "int4-g128-zeros": 4 + (16 + 4) / 128,  # AWQ: a zero point of 4 bits beside each scale
     "mxfp4": 4 + 8 / 32,  # an 8-bit scale for 32 weights; OCP Microscaling Formats (MX) 1.0
@@ -52,6 +53,7 @@ def weight_bytes(config, weights, tokens):
     if not count["head"]:
         count["head"] = count["embedding"]
     count["embedding"] = tokens * config["hidden_size"]
+    count["positions"] = min(count["positions"], tokens * config["hidden_size"])
     bits = {part: BITS[weights] if part in QUANTISED[weights] else 8 * BF16 for part in count}
     return sum(count[part] * bits[part] for part in count) / 8
 

@@ -1,5 +1,7 @@
 """
-What a model consists of, from its config alone: every tensor of a Llama and of a gpt-oss, in Hugging Face's names.
+What a model consists of, from its config alone: every tensor of a Llama, a gpt-oss and a GPT-2, in Hugging Face's
+names. llm-jp-1.3b.json is the config of llm-jp/llm-jp-1.3b-v1.0 as models derived from it carry it, with the names that
+transformers takes for all models (hidden_size for n_embd).
 """
 
 import math
@@ -10,7 +12,7 @@ from stages.stage import UserError, read_json
 
 FOLDER = Path("data/shapes")
 # What a tensor is for. A quantised model has its matrices in fewer bits and the rest in bf16.
-PARTS = ("embedding", "attention", "mlp", "experts", "expert_biases", "router", "norms", "biases", "head")
+PARTS = ("embedding", "positions", "attention", "mlp", "experts", "expert_biases", "router", "norms", "biases", "head")
 
 
 @dataclass
@@ -29,7 +31,8 @@ class Tensor:
 # What of a model's config.json says how large it is.
 DIMENSIONS = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
               "num_attention_heads", "num_key_value_heads", "head_dim", "num_local_experts", "num_experts_per_tok",
-              "layer_types", "sliding_window", "tie_word_embeddings", "attention_bias")  # fmt: skip
+              "layer_types", "sliding_window", "tie_word_embeddings", "attention_bias", "n_inner",
+              "max_position_embeddings")  # fmt: skip
 
 
 def dimensions(config):
@@ -88,6 +91,9 @@ def windows(config):
 
 def tensors(config):
     """All tensors of the unquantised model, in order; the head is left out where it is the embedding table."""
+    if config["model_type"] == "gpt2":
+        yield from gpt2_tensors(config)
+        return
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
     yield Tensor("model.embed_tokens.weight", (vocabulary, hidden), "embedding")
     for layer in range(config["num_hidden_layers"]):
@@ -125,6 +131,26 @@ def moe_tensors(config, layer):
     for name, inputs, outputs in (("gate_up_proj", hidden, 2 * inner), ("down_proj", inner, hidden)):
         yield Tensor(f"{layer}.mlp.experts.{name}", (count, inputs, outputs), "experts")
         yield Tensor(f"{layer}.mlp.experts.{name}_bias", (count, outputs), "expert_biases")
+
+
+def gpt2_tensors(config):
+    """All tensors of a GPT-2. Its matrices are (inputs, outputs), each with a bias; q, k and v are one."""
+    hidden, inner = config["hidden_size"], config["n_inner"]
+    yield Tensor("transformer.wte.weight", (config["vocab_size"], hidden), "embedding")
+    yield Tensor("transformer.wpe.weight", (config["max_position_embeddings"], hidden), "positions")
+    matrices = (
+        ("ln_1", (hidden,), "norms"),
+        ("attn.c_attn", (hidden, 3 * hidden), "attention"),
+        ("attn.c_proj", (hidden, hidden), "attention"),
+        ("ln_2", (hidden,), "norms"),
+        ("mlp.c_fc", (hidden, inner), "mlp"),
+        ("mlp.c_proj", (inner, hidden), "mlp"),
+    )
+    layers = [f"transformer.h.{layer}.{name}" for layer in range(config["num_hidden_layers"]) for name, *_ in matrices]
+    kinds = [kind for _ in range(config["num_hidden_layers"]) for _, *kind in matrices]
+    for name, (shape, part) in [*zip(layers, kinds, strict=True), ("transformer.ln_f", ((hidden,), "norms"))]:
+        yield Tensor(f"{name}.weight", shape, part)
+        yield Tensor(f"{name}.bias", shape[-1:], "biases")
 
 
 def parameters(config):

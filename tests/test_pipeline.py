@@ -191,6 +191,7 @@ def test_a_stage_declares_exactly_the_sections_that_it_reads(graph):
 NOT_STARTED = {
     "rulers": ("repository", "trtllm_serve", "finetune", "data/shapes"),
     "harness": ("repository", "trtllm_serve", "finetune", "data/shapes"),
+    "speedups": ("repository", "trtllm_serve", "finetune"),
     "streaming": ("trtllm_serve", "finetune", "data/shapes"),
     "multilora": ("trtllm_serve", "data/shapes"),
 }
@@ -220,7 +221,7 @@ def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
 
 def test_what_measures_depends_on_the_machine_it_measured(graph):
     for stage in graph:
-        if stage["name"].startswith(("finetune@", "bench@", "limits", "streaming@", "multilora@")):
+        if stage["name"].startswith(("finetune@", "bench@", "limits", "speedups", "streaming@", "multilora@")):
             assert any(dep.endswith("/machine/machine.json") for dep in stage["deps"]), stage["name"]
 
 

@@ -1,0 +1,12 @@
+"""batches.py TASK.json SYSTEM...: what each system of stages/batches.py computes for the task's load, and the load."""
+
+import json
+import sys
+from pathlib import Path
+
+from stages.batches import prepare, read_load
+
+task = json.loads(Path(sys.argv[1]).read_text())
+load = read_load(task)
+made = {system: prepare(system, task)(load) for system in sys.argv[2:]}
+print(json.dumps({"load": [[len(ids), length] for ids, length in load], "made": made}), flush=True)
