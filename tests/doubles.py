@@ -8,6 +8,7 @@ the double images they stand where the real tools do, and in for the stages that
 a PATH with shims leads to them (host_doubles).
 """
 
+import compileall
 import http.server
 import importlib
 import itertools
@@ -287,18 +288,10 @@ def double_image(root):
     """The files of an image with the doubles at the real tools' places, under `root`; Python is copied from here."""
     here, python = Path(__file__).resolve().parent, Path(sys.base_prefix)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    # Modules that would need libraries of this machine are left out too.
-    unused = (
-        "__pycache__",
-        "test",
-        "idlelib",
-        "ensurepip",
-        "config-*",
-        "site-packages",
-        "zlib*.so",
-        "_hashlib*",
-        "_ssl*",
-    )
+    # Small, for it is packed and unpacked; modules that would need libraries of this machine are left out too.
+    unused = ("test", "unittest", "idlelib", "lib2to3", "tkinter", "turtle*", "pydoc_data", "ensurepip", "distutils",
+              "asyncio", "multiprocessing", "xml*", "config-*", "site-packages", "*.opt-?.pyc", "_codecs_*", "_test*",
+              "_sqlite3*", "_decimal*", "_yaml*", "zlib*.so", "_hashlib*", "_ssl*")  # fmt: skip
     unused = shutil.ignore_patterns(*unused)
     home = root / str(python).lstrip("/")
     shutil.copytree(python / "lib" / version, home / "lib" / version, ignore=unused)
@@ -306,6 +299,7 @@ def double_image(root):
     shutil.copytree(here / "contracts", root / "opt/doubles/contracts")
     for name in ("doubles.py", "contracts.py"):
         shutil.copy2(here / name, root / "opt/doubles" / name)
+    compileall.compile_dir(root / "opt/doubles", quiet=1)  # every start of a container would do it again
     skeleton(root / "app/all_models/inflight_batcher_llm")
     real = python / "bin" / version
     scripts = ("examples/quantization/quantize.py", "examples/models/core/llama/convert_checkpoint.py",
