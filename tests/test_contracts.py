@@ -132,7 +132,7 @@ PROFILES = ("weightless", "writeup")  # those whose vLLM is 0.11.0; the other ru
 
 @pytest.fixture(params=PROFILES)
 def parameters(request, tmp_path, monkeypatch):
-    """The parameters of a profile, in a working folder with two adapters and what every server is served from."""
+    """Bench, Multilora and Rulers of a profile, in a working folder with two adapters and what every server is served from."""
     params = load_yaml(REPO / "params.yaml")
     for section, keys in load_yaml(REPO / f"profiles/{request.param}.yaml").items():
         params[section] |= keys
@@ -147,27 +147,30 @@ def parameters(request, tmp_path, monkeypatch):
            for stage in ("repository", "trtllm_serve") for model in ("base", "lora")},
     }.items():  # fmt: skip
         write_json(results(name), data)
-    return read_params(Bench)
+    read = [read_params(section) for section in (Bench, Multilora, Rulers)]
+    Path("params.yaml").write_text(f"profile: {request.param}\n")  # which is read again for every path
+    return read
 
 
 def test_every_server_and_every_load_of_every_experiment_holds(parameters):
-    seen = set()
-    for name in parameters.definitions:
-        p = with_experiment(parameters, name)
+    seen, vllm, genai_perf = set(), Contract("vllm-serve"), Contract("genai-perf")
+    bench = parameters[0]
+    for name in bench.definitions:
+        p = with_experiment(bench, name)
         for server_name in {*p.servers, *(SERVERS if p.model in OURS else ())}:
             server, options = p.server(server_name)
             if isinstance(server, Vllm):
-                Contract("vllm-serve").parse(server.command(options))
-            for arm in parameters.client_arms:
+                vllm.parse(server.command(options))
+            for arm in bench.client_arms:
                 for tokens, concurrency in zip(p.lengths, p.concurrency, strict=False):
                     point = Point(server_name, *tokens, concurrency, arm, 1)
-                    Contract("genai-perf").parse(client_command(p.with_arm(arm), server, point, Path("W")))
+                    genai_perf.parse(client_command(p.with_arm(arm), server, point, Path("W")))
                     seen.add((type(server).__name__, p.model, arm))
     assert len(seen) > 40 and {one[0] for one in seen} == {"Triton", "Vllm", "Trtllm"}
 
 
 def test_the_servers_and_clients_of_the_studies_hold(parameters):
-    several, ruler = read_params(Multilora), read_params(Rulers)
+    _, several, ruler = parameters
     plain = Vllm("base").command(several.server_options)
     for rank in several.ranks:
         Contract("vllm-serve").parse(with_lora(several, plain, rank))
