@@ -4,7 +4,8 @@ What the benchmark's own machinery costs beside its client: python -m stages.har
 Against the server of known timing (stages/mock_server.py), so that nothing else changes. First the sweep itself
 (stages/bench.py) with more and more points: a line, whose beginning is what a start costs and whose slope is a point.
 Then single points, by the bare client and by the sweep's measure() in the order A B B A: how much longer a point takes
-under the gauges, and whether it measures something else.
+under the gauges, and whether it measures something else. genai-perf's own start differs by more from run to run than
+the sweep adds, so a client of known duration, one that sleeps, is put in its place as well.
 
 in:   results/<profile>/machine/machine.json, results/<profile>/base_model
 out:  results/<profile>/harness/harness.json   seconds of every sweep and of every run, the line, the ratios
@@ -14,11 +15,13 @@ out:  results/<profile>/harness/harness.json   seconds of every sweep and of eve
 import json
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 import urllib.request
 from dataclasses import dataclass, replace
+from functools import partial
 
 from stages import points
 from stages.bench import client_command, make_inputs, measure, prompts_file, sweep
@@ -26,9 +29,11 @@ from stages.comparison import ratio
 from stages.experiments import Bench, Point
 from stages.mock_server import MODEL, Mock
 from stages.servers import SERVERS, URL, served_model
-from stages.serving import serving
+from stages.serving import run_client, serving, session
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
+from stages.watch import Watch
 
+SLEEP_SECONDS = 3.0  # what the client of known duration does
 NUMBERS = ("seconds", "output_tokens_per_second", "ttft_ms_p50", "itl_ms_p50")
 
 
@@ -117,8 +122,26 @@ def line(rows):
     return {"start_seconds": start, "point_seconds": slope, "off_by_percent": 100 * off}
 
 
+def sleepers(server, process, out, pairs):
+    """{seconds, bare, watched, added_seconds}: how long a client that only sleeps takes, as it is and under the sweep's
+    gauges; the difference of the medians is what waiting and looking adds to every point."""
+    command, found = ["sleep", str(SLEEP_SECONDS)], {"bare": [], "watched": []}
+    for _ in range(2 * pairs):
+        for way, seconds in found.items():
+            begun = time.monotonic()
+            if way == "bare":
+                subprocess.run(command, check=True)
+            else:
+                watch = Watch(server, partial(session, process))
+                run_client("sleep", command, out / "sleep.log", process, 10 * SLEEP_SECONDS, watch)
+            seconds.append(time.monotonic() - begun)
+    added = statistics.median(found["watched"]) - statistics.median(found["bare"])
+    return {"seconds": SLEEP_SECONDS, **found, "added_seconds": added}
+
+
 def both_ways(p, bench, images, out):
-    """[{by, seconds, ...}]: one point by the bare client and by measure(), in turns, with what genai-perf said."""
+    """([{by, seconds, ...}], what sleepers() found): one point by the bare client and by measure(), in turns, with what
+    genai-perf said."""
     work, asked = out / "points", as_bench(p, bench, 1)
     work.mkdir()
     Known.prompts = prompts_file(work, p.input_tokens)
@@ -133,8 +156,9 @@ def both_ways(p, bench, images, out):
                 point = Point("mock", p.input_tokens, p.output_tokens, p.concurrency, "corrected", turn)
                 rows.append({"by": by, "turn": turn, **one_way(by, asked, server, point, images, process, work)})
                 print(f"harness: {by}: {rows[-1]['seconds']:.1f} s", flush=True)
+        slept = sleepers(server, process, out, p.pairs)
     shutil.rmtree(work)
-    return rows
+    return rows, slept
 
 
 def one_way(by, asked, server, point, images, process, work):
@@ -175,13 +199,14 @@ def main():
     Known.timing = {"ttft_ms": p.ttft_ms, "itl_ms": p.itl_ms}
 
     grown = sweeps(p, bench, images, out)
-    rows = both_ways(p, bench, images, out)
+    rows, slept = both_ways(p, bench, images, out)
     found = {"sweeps": grown, "line": line(grown), "runs": rows, "sweep_divided_by_bare_client": ratios(rows)}
+    found["sleeping_client"] = slept
     asked = {name: getattr(p, name) for name in ("ttft_ms", "itl_ms", "concurrency", "input_tokens", "output_tokens")}
     asked["requests"] = p.concurrency * p.requests_per_stream
     write_metrics(out / "harness.json", {"machine": machine, "images": images, "load": asked, **found})
-    cost = found["sweep_divided_by_bare_client"]["seconds"]["ratio"] - 1
-    print(f"harness: a point takes {cost:+.1%} beside the bare client: {out / 'harness.json'}")
+    share = slept["added_seconds"] / found["line"]["point_seconds"]
+    print(f"harness: {slept['added_seconds']:.2f} s a point, {share:.1%} of one like these: {out / 'harness.json'}")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,13 @@ def harness(ledger):
             span = "—" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
             rows.append([number.replace("_", " "), f"{found['ratio']:.4f}", span, overhead(number, found)])
         own = mean(row["own_cpu_seconds"] / row["seconds"] for row in data["runs"] if row["by"] == "sweep")
+        added = data["sleeping_client"]["added_seconds"]
+        yield (
+            "text",
+            f"To a client that only sleeps the sweep adds {added:.2f} s, {added / line['point_seconds']:.1%} of a point "
+            "like these: a client's own start differs by more from run to run, so that the ratio of seconds below is "
+            "rougher.",
+        )
         yield (
             "text",
             f"The same point by the bare client and under the sweep's gauges, in the order A B B A, "

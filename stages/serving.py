@@ -160,7 +160,8 @@ def run_client(name, command, log, server_process, seconds, watch=None):
                 raise UserError(f"{name} took longer than {seconds} s (bench.point_seconds); its output: {log}")
             if watch:
                 watch.look(partial(session, client))
-            time.sleep(0.2)
+            with suppress(subprocess.TimeoutExpired):
+                client.wait(0.2)
     if client.returncode:
         show_end(log)
         raise UserError(f"{name} failed (exit code {client.returncode}); its output: {log}")

@@ -107,6 +107,8 @@ def test_a_run_keeps_every_second_and_measures_both_ways_in_turns(measured):
     assert [row["by"] for row in found["runs"]] == ["bare client", "sweep", "sweep", "bare client"]
     assert all(row["seconds"] > 0 for row in found["sweeps"] + found["runs"])
     assert found["line"]["point_seconds"] > 0
+    slept = found["sleeping_client"]
+    assert min(slept["bare"]) >= 3.0 and len(slept["bare"]) == len(slept["watched"]) == 2
     calls = (measured.parents[2] / "calls").read_text().split()
     assert len(calls) == 1 + 3 + 4
     assert not list(measured.glob("*/"))  # what was only needed on the way is gone
@@ -121,4 +123,5 @@ def test_the_report_says_what_a_start_and_a_point_cost_and_whether_the_overhead_
     assert [row[0] for row in rows] == ["seconds", "output tokens per second", "ttft ms p50", "itl ms p50"]
     assert rows[0][1] == f"{data['sweep_divided_by_bare_client']['seconds']['ratio']:.4f}"
     assert f"{data['line']['point_seconds']:.1f} s a point" in to_markdown("Title", blocks)
+    assert f"the sweep adds {data['sleeping_client']['added_seconds']:.2f} s" in to_markdown("Title", blocks)
     assert list(rulers_report.harness({"runs": {"none": {"folder": str(tmp_path / "none")}}})) == []
