@@ -16,6 +16,7 @@ import hashlib
 import json
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from stages.speedup_methods import leave_a_core, sampling_memory, tree_cpu_seconds, vllm_engine
@@ -79,8 +80,10 @@ def in_batches(size):
     return prepare
 
 
+@contextmanager
 def continuous(task):
-    """Transformers' manager, with a cache that holds batch_size sequences, so that none is put off for want of room."""
+    """Transformers' manager, with a cache that holds batch_size sequences, so that none is put off for want of room;
+    it is stopped at the end, for its thread would keep the process alive."""
     from transformers import GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -112,7 +115,10 @@ def continuous(task):
                 made, finished = made + len(output.generated_tokens), finished + 1
         return made
 
-    return answer
+    try:
+        yield answer
+    finally:
+        manager.stop(block=True, hard_stop=True)
 
 
 def vllm(task):
@@ -128,10 +134,12 @@ def vllm(task):
     return answer
 
 
-def prepare(system, task):
-    """A function of a load that answers it and returns how many tokens were computed for it."""
-    kinds = {"one": in_batches(1), "static": in_batches(task["batch_size"]), "continuous": continuous, "vllm": vllm}
-    return kinds[system](task)
+def prepared(system, task):
+    """A context whose value answers a load and returns how many tokens were computed for it."""
+    if system == "continuous":
+        return continuous(task)
+    kinds = {"one": in_batches(1), "static": in_batches(task["batch_size"]), "vllm": vllm}
+    return nullcontext(kinds[system](task))
 
 
 def main():
@@ -143,8 +151,7 @@ def main():
     lines = out.with_suffix(".answers")
     lines.write_text("")
     begun = time.monotonic()
-    with sampling_memory() as sampler:
-        answer = prepare(task["system"], task)
+    with sampling_memory() as sampler, prepared(task["system"], task) as answer:
         sampler.mark("load")
         answer(load[: task["batch_size"]])  # not counted
         for _ in range(task["batch_repeats"]):

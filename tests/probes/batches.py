@@ -4,9 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-from stages.batches import prepare, read_load
+from stages.batches import prepared, read_load
 
 task = json.loads(Path(sys.argv[1]).read_text())
 load = read_load(task)
-made = {system: prepare(system, task)(load) for system in sys.argv[2:]}
+made = {}
+for system in sys.argv[2:]:
+    with prepared(system, task) as answer:
+        made[system] = answer(load)
 print(json.dumps({"load": [[len(ids), length] for ids, length in load], "made": made}), flush=True)
