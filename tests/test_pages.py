@@ -141,7 +141,7 @@ def test_what_a_page_names_is_there(page):
 
 def commands(page):
     """The words of every dvc command of a page, in a block of code or inside a line."""
-    return [found.split() for found in re.findall(r"(?m)(?:`|^)containers/run venv:tools dvc ([^#`\n]+)", page)]
+    return [shlex.split(found) for found in re.findall(r"(?m)(?:`|^)containers/run venv:tools dvc ([^#`\n]+)", page)]
 
 
 def test_every_dvc_command_of_the_pages_is_one_and_names_stages_and_parameters_that_are_there():
