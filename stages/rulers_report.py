@@ -69,9 +69,8 @@ def harness(ledger):
         added = data["sleeping_client"]["added_seconds"]
         yield (
             "text",
-            f"To a client that only sleeps the sweep adds {added:.2f} s, {added / line['point_seconds']:.1%} of a "
-            "point like these: a client's own start differs by more from run to run, so that the ratio of seconds "
-            "below is rougher.",
+            f"To a client that only sleeps the sweep adds {added:.2f} s, {added / line['point_seconds']:.1%} of such a "
+            "point. genai-perf's own start differs by more from run to run: the ratio of seconds below is rougher.",
         )
         yield (
             "text",
