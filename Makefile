@@ -29,7 +29,7 @@ multilora:  ## 5 minutes: several LoRA adapters on one base model: does each req
 	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
 rulers:     ## 12 min, no GPU: how well the load clients measure, and what the sweep costs beside its client
 	@$(TOOLS) dvc repro studies/dvc.yaml:rulers studies/dvc.yaml:harness
-speedups:   ## 6 min, no GPU: five ways to speed up a local model, Transformers against vLLM, and what a KV cache takes
+speedups:   ## 30 min, no GPU, on a busy machine: five ways to speed up a local model, Transformers against vLLM, and what a KV cache takes
 	@$(TOOLS) dvc repro studies/dvc.yaml:speedups studies/dvc.yaml:kv_cache
 quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, the OpenAI server
 	@$(TOOLS) python -m tools.quickstart_vllm
