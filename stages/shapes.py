@@ -91,7 +91,7 @@ def windows(config):
 
 def tensors(config):
     """All tensors of the unquantised model, in order; the head is left out where it is the embedding table."""
-    if config["model_type"] == "gpt2":
+    if config.get("model_type") == "gpt2":
         yield from gpt2_tensors(config)
         return
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]

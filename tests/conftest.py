@@ -152,6 +152,7 @@ def small_tree(tmp_path_factory):
         dataset={"template": "llama-2", "train_rows": 16, "validation_rows": 4},
         finetune={"epochs": 2, "micro_batch": 2, "accumulation": 2, "learning_rate": 0.01, "eval_steps": 2},
         chat={"max_new_tokens": 8},
+        style={"prompts": 0},
     )
     stage(tree, "venv:pytorch", "base_model")
     stage(tree, "venv:pytorch", "dataset")

@@ -525,7 +525,8 @@ def bench(tree, embedded):
     (tree / "containers" / "client" / "prompts.py").write_text("import sys; open(sys.argv[-1], 'w')")
     for name, text in {"server": "runs", "client": "measures", "requests": "0", "calls": ""}.items():
         (tree / name).write_text(text)
-    set_params(tree, bench={"requests_per_stream": 1, "concurrency": [1, 2, 4], "servers": ["triton"], "repeats": 1})
+    loads = {"lengths": [[64, 32]], "concurrency": [1, 2, 4], "requests_per_stream": 1, "min_requests": 8}
+    set_params(tree, bench={**loads, "servers": ["triton"], "repeats": 1, "warmup_requests": 2})
     command = [
         "containers/run",
         "venv:tools",

@@ -13,7 +13,7 @@ SMALLEST = {
     "dataset": {"train_rows": 8, "validation_rows": 4},
     "finetune": {"max_steps": 2, "micro_batch": 2, "accumulation": 2, "eval_steps": 1},
     "chat": {"max_new_tokens": 4},
-    "style": {"max_new_tokens": 4},
+    "style": {"prompts": 0, "max_new_tokens": 4},
     "bench": {
         "lengths": [[32, 8]],
         "repeats": 1,
