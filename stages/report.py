@@ -234,7 +234,7 @@ def write_report(title, ledger, out):
     for _, name, drawn, caption in (block for block in blocks if block[0] == "figure"):
         (out / f"{name}.svg").write_text(drawn.svg.replace("<svg", '<svg style="background:#fff;color:#1b1f24"', 1))
         (out / f"{name}.png").write_bytes(drawn.png())
-        write_json(out / f"{name}.json", {"shows": caption, "made_by": FIGURE_COMMAND, **drawn.data})
+        write_json(out / f"{name}.json", {"shows": caption, "command": FIGURE_COMMAND, **drawn.data})
     (out / "report.md").write_text(to_markdown(title, blocks))
     (out / "index.html").write_text(to_html(title, Path("data/report/style.css").read_text(), blocks, VERDICTS))
 

@@ -88,7 +88,7 @@ def test_every_figure_lies_beside_its_data_and_the_command_that_made_it(tmp_path
     out = tmp_path / "results/embedded/report"
     saved = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
     assert saved.keys() == {path.stem for path in out.glob("*.svg")}
-    assert {one["made_by"] for one in saved.values()} == {"make report"}
+    assert {one["command"] for one in saved.values()} == {"make report"}
     (vllm,) = [one for one in saved["serving-base-this-checkout"]["series"] if one["label"].startswith("vllm")]
     assert [(point["concurrency"], point["valid"]) for point in vllm["points"]] == [(1, True), (2, False), (4, True)]
     assert vllm["points"][0]["tokens_per_second"] == 61.3
