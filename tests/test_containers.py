@@ -137,6 +137,8 @@ def test_the_commit_is_said_and_dirty_means_a_change_that_a_run_did_not_make_its
     commit = git("rev-parse", "HEAD")
     assert said() == [commit, "false"]
     (bare / "dvc.lock").write_text("b")
+    (bare / "studies").mkdir()
+    (bare / "studies" / "dvc.lock").write_text("c")
     assert said() == [commit, "false"]
     (bare / "new.py").write_text("")
     assert said() == [commit, "true"]

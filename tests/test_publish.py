@@ -25,7 +25,9 @@ def finished(tree):
     (run / "base_model" / "model" / "model.safetensors").write_bytes(bytes(1000))
     (run / "finetune" / "lora" / "adapter" / "adapter_model.safetensors").write_bytes(bytes(1000))
     (run / "bench" / "base" / "vllm" / "server.log").write_text("ready\n")
-    (tree / "dvc.lock").write_text("schema: '2.0'\n")
+    for lock in (tree / "dvc.lock", tree / "studies" / "dvc.lock"):
+        lock.parent.mkdir(exist_ok=True)
+        lock.write_text("schema: '2.0'\n")
     return tree
 
 
@@ -46,6 +48,7 @@ def test_numbers_and_tables_are_published_with_what_made_them_and_weights_never(
         "machine/machine.json",
         "params.yaml",
         "run.json",
+        "studies/dvc.lock",
     ]
     run = json.loads((target / "run.json").read_text())
     assert (run["name"], run["profile"]) == ("laptop.2-embedded", "embedded") and run["made_by"]["commit"] == "none"

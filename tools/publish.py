@@ -2,7 +2,7 @@
 Publish this checkout's run as a reference: python -m tools.publish NAME
 
 in:   results/<profile>/               what the run produced
-out:  results/reference/NAME/          its small files (numbers, tables, figures), dvc.lock, params.yaml and run.json
+out:  results/reference/NAME/          its small files (numbers, tables, figures), both dvc.lock, params.yaml and run.json
 Weights, raw client output and logs stay behind: they are in DVC's cache.
 """
 
@@ -43,9 +43,10 @@ def main():
     for path in files:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / path, target / path)
-    for path in (Path("dvc.lock"), Path("params.yaml")):
+    for path in (Path("dvc.lock"), Path("studies/dvc.lock"), Path("params.yaml")):
         if path.exists():
-            shutil.copyfile(path, target / path.name)
+            (target / path).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target / path)
     published = {"name": name, "profile": profile, "published": time.strftime("%Y-%m-%d"), "made_by": made_by()}
     write_json(target / "run.json", published)
     print(f"published {len(files)} files of profile {profile} under {target}; commit them")
