@@ -1,5 +1,6 @@
 """What the tests share: copies of the tree to run in, and the small base model."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -125,10 +126,12 @@ def base_model(tmp_path_factory):
     """The folder results/embedded/base_model, made by the stage as it stands; kept between test runs."""
     made_from = [REPO / name for name in ("stages/base_model.py", "containers/pytorch/requirements.txt")]
     kept = REPO / ".cache" / "tests" / f"base_model-{fingerprint([], made_from)}"
-    if not kept.exists():
-        tree = copy_tree(tmp_path_factory.mktemp("base_model") / "tree")
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(stage(tree, "venv:pytorch", "base_model"), kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with (kept.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other worker waits, and finds it made
+        if not kept.exists():
+            tree = copy_tree(tmp_path_factory.mktemp("base_model") / "tree")
+            shutil.move(stage(tree, "venv:pytorch", "base_model"), kept)
     return kept
 
 
@@ -141,10 +144,29 @@ TINY_SHAPE = {
 }  # fmt: skip
 
 
+def made_once(factory, name, make):
+    """The folder that make(folder) makes: the first worker of this run that needs it makes it, the others wait."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, part = shared / f"once-{name}", shared / f"once-{name}.part"
+    with (shared / f"once-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(part, ignore_errors=True)
+            make(part)
+            part.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_tree(tmp_path_factory):
     """A copy of the project with a tiny random Llama as its base model and 16 rows to train on, both made by stages."""
-    tree = copy_tree(tmp_path_factory.mktemp("small") / "tree")
+    tree = tmp_path_factory.mktemp("small") / "tree"
+    return Path(shutil.copytree(made_once(tmp_path_factory, "small", make_small_tree), tree, symlinks=True))
+
+
+def make_small_tree(tree):
+    copy_tree(tree)
     (tree / "data" / "shapes" / "tiny.json").write_text(json.dumps(TINY_SHAPE))
     set_params(
         tree,
@@ -156,17 +178,34 @@ def small_tree(tmp_path_factory):
     )
     stage(tree, "venv:pytorch", "base_model")
     stage(tree, "venv:pytorch", "dataset")
-    return tree
 
 
 FINETUNE = ["containers/run", "venv:pytorch", "python", "-m", "stages.finetune"]
 
 
 @pytest.fixture(scope="session")
-def trained(small_tree):
+def trained(small_tree, tmp_path_factory):
     """The tiny model fine-tuned by both methods, a core each; returns results/embedded/finetune."""
-    runs = at_once(
-        *(partial(run_in, small_tree, *FINETUNE, method, environment=ONE_THREAD) for method in ("lora", "qlora"))
-    )
-    assert [run.returncode for run in runs] == [0, 0], [run.stderr[-3000:] for run in runs]
-    return small_tree / "results" / "embedded" / "finetune"
+    finetune = small_tree / "results" / "embedded" / "finetune"
+
+    def make(folder):
+        runs = at_once(
+            *(partial(run_in, small_tree, *FINETUNE, method, environment=ONE_THREAD) for method in ("lora", "qlora"))
+        )
+        assert [run.returncode for run in runs] == [0, 0], [run.stderr[-3000:] for run in runs]
+        shutil.copytree(finetune, folder)
+
+    shutil.copytree(made_once(tmp_path_factory, "trained", make), finetune, dirs_exist_ok=True)
+    return finetune
+
+
+# Their servers listen on Triton's and vLLM's own ports, 8000 to 8002: one worker runs them, one after the other.
+LISTENING = {"test_bench", "test_harness", "test_multilora", "test_quickstart", "test_reproduce", "test_rulers",
+             "test_servers", "test_serving", "test_streaming", "test_writeup_images"}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Under `-n 2 --dist loadgroup` a file stays on one worker. Those that listen come first: they take longest."""
+    items.sort(key=lambda item: item.path.stem not in LISTENING)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("servers" if item.path.stem in LISTENING else item.path.stem))
