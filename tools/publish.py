@@ -2,7 +2,7 @@
 Publish this checkout's run as a reference: python -m tools.publish NAME
 
 in:   results/<profile>/               what the run produced
-out:  results/reference/NAME/          its small files (numbers, tables, figures), both dvc.lock, params.yaml and run.json
+out:  results/reference/NAME/          its small files (numbers, tables, figures), both dvc.lock, params.yaml, run.json
 Weights, raw client output and logs stay behind: they are in DVC's cache.
 """
 
