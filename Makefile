@@ -27,9 +27,9 @@ streaming:  ## 2 minutes: the writeup's streaming prompts to every server, and w
 	@$(TOOLS) dvc repro studies/dvc.yaml:streaming
 multilora:  ## 5 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
 	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
-rulers:     ## 12 min, no GPU: how well the load clients measure, and what the sweep costs beside its client
+rulers:     ## 10 min, no GPU: how well the load clients measure, and what the sweep costs beside its client
 	@$(TOOLS) dvc repro studies/dvc.yaml:rulers studies/dvc.yaml:harness
-speedups:   ## 30 min, no GPU, on a busy machine: five ways to speed up a local model, Transformers against vLLM, and what a KV cache takes
+speedups:   ## 6 min, no GPU: five ways to speed up a local model, Transformers against vLLM, and what a KV cache takes
 	@$(TOOLS) dvc repro studies/dvc.yaml:speedups studies/dvc.yaml:kv_cache
 quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, the OpenAI server
 	@$(TOOLS) python -m tools.quickstart_vllm
@@ -41,6 +41,6 @@ publish:    ## seconds: this checkout's run as results/reference/NAME=...
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?
 	@$(TOOLS) python -m pytest tests/test_pipeline.py
 test:       ## 13 min, no GPU: all tests, with the real servers
-	@$(TOOLS) python -m pytest -n 2 --dist loadgroup tests
+	@$(TOOLS) python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder tests
 lock:       ## a minute, network: lock the environments anew, resolve image digests
 	@$(TOOLS) python -m tools.lock

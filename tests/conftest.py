@@ -204,8 +204,9 @@ LISTENING = {"test_bench", "test_harness", "test_multilora", "test_quickstart", 
              "test_servers", "test_serving", "test_streaming", "test_writeup_images"}  # fmt: skip
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Under `-n 2 --dist loadgroup` a file stays on one worker. Those that listen come first: they take longest."""
+    """Under `make test` a file stays on one worker. Those that listen come first: they take longest."""
     items.sort(key=lambda item: item.path.stem not in LISTENING)
     for item in items:
         item.add_marker(pytest.mark.xdist_group("servers" if item.path.stem in LISTENING else item.path.stem))

@@ -681,11 +681,12 @@ def test_points_of_other_parameters_are_not_gone_on_with(bench):
     assert (bench.tree / "calls").read_text().split() == ["1", "4", "2"]
 
 
-def test_an_invalid_point_is_written_as_such_and_measured_again_when_the_sweep_goes_on(bench):
+def test_an_invalid_point_is_written_as_such_and_measured_again_by_the_same_server_and_when_the_sweep_goes_on(bench):
     set_params(bench.tree, bench={"lengths": [[64, 64]]})
     assert error_of(bench(client="fails 4")).startswith("error: genai-perf failed (exit code 1); its output: .work/")
     done = bench(client="measures", calls="")
-    assert (bench.tree / "calls").read_text().split() == ["1", "4", "2"]
+    assert (bench.tree / "calls").read_text().split() == ["1", "4", "2"] * 2
+    assert done.stdout.count("is ready after") == 1
     assert "INVALID: the server counted 32.00 output tokens a request, 64 were asked for" in done.stdout
     written = json.loads((results_of(bench.tree) / "triton" / "points.json").read_text())
     assert [point["valid"] for point in written["points"]] == [False, False, False]
