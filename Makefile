@@ -41,6 +41,6 @@ publish:    ## seconds: this checkout's run as results/reference/NAME=...
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?
 	@$(TOOLS) python -m pytest tests/test_pipeline.py
 test:       ## 13 min, no GPU: all tests, with the real servers
-	@$(TOOLS) python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder tests
+	@$(TOOLS) python -m pytest -n 2 --no-loadscope-reorder tests
 lock:       ## a minute, network: lock the environments anew, resolve image digests
 	@$(TOOLS) python -m tools.lock

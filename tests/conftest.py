@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from stages.stage import fingerprint
 from tools.profile import set_value
@@ -204,9 +205,17 @@ LISTENING = {"test_bench", "test_harness", "test_multilora", "test_quickstart", 
              "test_servers", "test_serving", "test_streaming", "test_writeup_images"}  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Under `make test` a file stays on one worker. Those that listen come first: they take longest."""
+    """Those that listen come first: they take longest."""
     items.sort(key=lambda item: item.path.stem not in LISTENING)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("servers" if item.path.stem in LISTENING else item.path.stem))
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Under `make test` a file stays on one worker, with all that it shares."""
+    return ByFile(config, log)
+
+
+class ByFile(LoadScopeScheduling):
+    def _split_scope(self, nodeid):
+        file = Path(nodeid.partition("::")[0]).stem
+        return "servers" if file in LISTENING else file
