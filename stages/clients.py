@@ -45,6 +45,20 @@ class Load:
         return {"ignore_eos": True, "min_tokens": self.output_tokens, "temperature": 0}
 
 
+def perf_options(load):
+    """The options that AIPerf kept of genai-perf."""
+    return {
+        "model": load.model,
+        "url": load.url,
+        "endpoint-type": "completions",
+        "streaming": True,
+        "tokenizer": load.tokenizer,
+        "concurrency": load.concurrency,
+        "request-count": load.requests,
+        "input-file": load.prompts,
+    }
+
+
 class GenaiPerf:
     """It counts tokens by tokenising prompt and answer itself, and has no gaps between chunks in its summary."""
 
@@ -63,14 +77,7 @@ class GenaiPerf:
 
     def command(self, load):
         options = {
-            "model": load.model,
-            "url": load.url,
-            "endpoint-type": "completions",
-            "streaming": True,
-            "tokenizer": load.tokenizer,
-            "concurrency": load.concurrency,
-            "request-count": load.requests,
-            "input-file": load.prompts,
+            **perf_options(load),
             "output-tokens-mean": load.output_tokens,
             "output-tokens-stddev": 0,
             "extra-inputs": [f"{name}:{json.dumps(value)}" for name, value in load.pinned.items()],
@@ -148,14 +155,7 @@ class Aiperf:
 
     def command(self, load):
         options = {
-            "model": load.model,
-            "url": load.url,
-            "endpoint-type": "completions",
-            "streaming": True,
-            "tokenizer": load.tokenizer,
-            "concurrency": load.concurrency,
-            "request-count": load.requests,
-            "input-file": load.prompts,
+            **perf_options(load),
             "custom-dataset-type": "single_turn",
             "dataset-sampling-strategy": "sequential",
             "prompt-output-tokens-mean": load.output_tokens,
