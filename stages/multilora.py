@@ -17,19 +17,19 @@ merged weights cost, for they have the base's shapes. "unused" is a server with 
 
 import random
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from stages.dataset import prompt_text, read_rows
+from stages.dataset import read_rows
 from stages.repository import TASKS
 from stages.servers import ADAPTERS, SERVERS, URL
 from stages.serving import run_client, serving, session
 from stages.stage import UserError, flags, read_json, read_params, results, run, write_json, write_metrics
 from stages.streams import Request, post
+from stages.studies import begin, in_template, load, write_not_measured
 
 PROOF = [None, *ADAPTERS]  # the writeup's task ids -1, 0, 1
 POPULARITY = {"uniform": lambda rank: 1.0, "skewed": lambda rank: 1.0 / rank}  # skewed: Zipf's law
@@ -70,12 +70,6 @@ class Multilora:
         return min(self.max_loras, max(self.adapters))
 
 
-def load(client, url, adapters, requests, concurrency):
-    """One entry of what stages/streams.py is asked."""
-    words = {"url": url, "model_dir": str(results("base_model") / "model"), "adapters": adapters}
-    return {"client": client, "words": words, "concurrency": concurrency, "requests": [asdict(one) for one in requests]}
-
-
 class Asking:
     """A server that runs, and the client environment that asks it."""
 
@@ -94,11 +88,6 @@ class Asking:
         return read_json(told)
 
 
-def in_template(text):
-    data = read_json(results("dataset") / "metrics.json")
-    return prompt_text(data["template"], data["system_prompt"], text)
-
-
 # The proof.
 
 
@@ -110,7 +99,7 @@ def proof(p, asking, precision, client, url, adapters):
         for number, prompt in enumerate(prompts)
     ]
     # Once to warm up: the first request of an adapter brings it into the engine.
-    loads = [load(client, url, adapters, asked, width) for width in (1, len(asked), 1)]
+    loads = [load(client, url, asked, width, adapters=adapters) for width in (1, len(asked), 1)]
     _, together, alone = asking.ask(f"proof-{precision}", loads)
     rows = [
         {"prompt": one.prompt, "adapter": one.adapter, "together": both["text"], "alone": single["text"]}
@@ -160,7 +149,7 @@ def point(p, asking, name, names, popularity):
     warm, measured = asked[: p.concurrency], asked[p.concurrency :]
     # Every adapter once before: bringing it in is no part of the speed.
     first = {one.adapter: one for one in measured}.values()
-    loads = [load("vllm", URL, {}, each, p.concurrency) for each in ([*first, *warm], measured)]
+    loads = [load("vllm", URL, each, p.concurrency) for each in ([*first, *warm], measured)]
     told = asking.ask(name, loads)[1]
     firsts = [1000 * one["ttft_seconds"] for one in told["answers"]]
     made = sum(one["tokens"] for one in told["answers"])
@@ -308,24 +297,16 @@ def main():
         raise UserError("usage: python -m stages.multilora triton|vllm SERVER_IMAGE CLIENT_IMAGE")
     kind, *images = sys.argv[1:]
     p = read_params(Multilora)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `finally`, as with Ctrl-C
     out = results("multilora") / kind
-    shutil.rmtree(out, ignore_errors=True)
-    (out / "raw").mkdir(parents=True)
-
-    base = read_json(results("base_model") / "metrics.json")
     facts = {
-        "server": kind,
-        "base_model": {name: base[name] for name in ("name", "weights", "parameters")},
+        **begin(out),
         "base_model_bytes": bytes_of(results("base_model") / "model"),
         "trained_adapter_bytes": bytes_of(results("finetune") / ADAPTERS[0] / "adapter"),
         "not_measured": None,
     }
     reason = f"params.yaml: multilora.servers has no {kind}" if kind not in p.servers else None
     if reason:
-        nothing = {"engine": None, "engine_is_stand_in": False, "not_measured": reason}
-        write_metrics(out / "multilora.json", {**facts, **nothing})
-        print(f"multilora: {kind} is not measured ({reason})")
+        write_not_measured(out / "multilora.json", facts, reason)
         return
     found = measures[kind](p, images, out)
     write_metrics(out / "multilora.json", {**facts, **found})

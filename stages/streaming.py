@@ -12,16 +12,15 @@ The base model answers, as in the writeup, whose client names no adapter. Median
 
 import re
 import shutil
-import signal
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from stages.dataset import prompt_text
 from stages.servers import SERVERS, URL
 from stages.serving import run_client, serving
 from stages.stage import UserError, read_json, read_params, results, run, write_json, write_metrics
 from stages.streams import CLIENTS, Request
+from stages.studies import begin, in_template, load, write_not_measured
 
 CLIENTS_OF = {"triton": {"triton": URL, "triton-stream": "127.0.0.1:8001"}, "vllm": {"vllm": URL}}
 BLS = "tensorrt_llm_bls"
@@ -51,12 +50,6 @@ class Streaming:
         for name in ("bls_instances", "bls_concurrency"):
             if any(type(one) is not int or one < 1 for one in getattr(self, name)):
                 raise UserError(f"params.yaml: streaming.{name} is {getattr(self, name)}; use whole numbers from 1")
-
-
-def load(client, url, requests, concurrency=1, **model):
-    """One entry of what stages/streams.py is asked."""
-    words = {"url": url, "model_dir": str(results("base_model") / "model"), "adapters": {}, **model}
-    return {"client": client, "words": words, "concurrency": concurrency, "requests": [asdict(one) for one in requests]}
 
 
 def prompt_loads(p, kind, prompts):
@@ -140,10 +133,7 @@ def by_case(p, told):
 
 def measure(p, kind, images, out):
     """Start the server once and ask it everything; returns what streaming.json says."""
-    data = read_json(results("dataset") / "metrics.json")
-    prompts = {
-        name: prompt_text(data["template"], data["system_prompt"], text) for name, text in read_json(p.prompts).items()
-    }
+    prompts = {name: in_template(text) for name, text in read_json(p.prompts).items()}
     server = SERVERS[kind]("base")
     loads = prompt_loads(p, kind, prompts)
     command = ["containers/run", images[0], *server.command(p.server_options)]
@@ -177,22 +167,13 @@ def main():
         )
     kind, *images = sys.argv[1:]
     p = read_params(Streaming)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `finally`, as with Ctrl-C
     out = results("streaming") / kind
-    shutil.rmtree(out, ignore_errors=True)
-    (out / "raw").mkdir(parents=True)
-
-    base = read_json(results("base_model") / "metrics.json")
-    facts = {"server": kind, "base_model": {name: base[name] for name in ("name", "weights", "parameters")}}
-    facts |= {"max_new_tokens": p.max_new_tokens, "repeats": p.repeats, "not_measured": None}
+    facts = begin(out) | {"max_new_tokens": p.max_new_tokens, "repeats": p.repeats, "not_measured": None}
     reason = (
         f"params.yaml: streaming.servers has no {kind}" if kind not in p.servers else SERVERS[kind]("base").not_built()
     )
     if reason:
-        write_metrics(
-            out / "streaming.json", {**facts, "engine": None, "engine_is_stand_in": False, "not_measured": reason}
-        )
-        print(f"streaming: {kind} is not measured ({reason})")
+        write_not_measured(out / "streaming.json", facts, reason)
         return
     found = measure(p, kind, images, out)
     write_metrics(out / "streaming.json", {**facts, **found})
