@@ -11,28 +11,22 @@ out:  results/<profile>/multilora/SERVER/multilora.json   proof: did each reques
 The proof: the writeup's six prompts at once with its ids -1 0 1 -1 0 1 (none, lora, qlora), greedy; then each alone.
 "float32": no rounding decides between two tokens; "served": in the precision that the server has otherwise, where the
 other requests of a batch may change the last bits, and with them a greedy answer.
-The study, vLLM only: adapters with random weights, loaded while the server runs. "none" is a server without LoRA: what
-merged weights cost, for they have the base's shapes. "unused" is a server with LoRA whose requests name no adapter.
+The points, vLLM only: stages/multilora_points.py.
 """
 
-import random
 import shutil
-import statistics
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 
-from stages.dataset import read_rows
+from stages.multilora_points import POPULARITY, load_adapter, point, study_rank
 from stages.repository import TASKS
 from stages.servers import ADAPTERS, SERVERS, URL
-from stages.serving import run_client, serving, session
+from stages.serving import run_client, serving
 from stages.stage import UserError, flags, read_json, read_params, results, run, write_json, write_metrics
-from stages.streams import Request, post
+from stages.streams import Request
 from stages.studies import begin, in_template, load, write_not_measured
 
 PROOF = [None, *ADAPTERS]  # the writeup's task ids -1, 0, 1
-POPULARITY = {"uniform": lambda rank: 1.0, "skewed": lambda rank: 1.0 / rank}  # skewed: Zipf's law
 
 
 @dataclass
@@ -121,98 +115,6 @@ def compared(rows):
         "with_an_adapter": len(adapted),
         "other_than_adapter_off": sum(row["together"] != base[row["prompt"]] for row in adapted),
     }
-
-
-# The study.
-
-
-def questions(p):
-    """Prompts of the dataset, as many as a point asks."""
-    rows = read_rows(p.questions)
-    return [in_template(rows[number % len(rows)]["instruction"]) for number in range(p.requests + p.concurrency)]
-
-
-def drawn(names, popularity, count, seed):
-    """Which adapter each of `count` requests names, by popularity; the first name is the most popular."""
-    weights = [POPULARITY[popularity](rank) for rank in range(1, len(names) + 1)]
-    return random.Random(seed).choices(names, weights, k=count)
-
-
-def point(p, asking, name, names, popularity):
-    """One load on the running server; names: the adapters there are, empty for the base model alone."""
-    texts = questions(p)
-    chosen = drawn(names, popularity, len(texts), p.seed) if names else [None] * len(texts)
-    asked = [
-        Request(text, adapter, p.output_tokens, p.output_tokens, 0.0, 1.0, p.seed)
-        for text, adapter in zip(texts, chosen, strict=True)
-    ]
-    warm, measured = asked[: p.concurrency], asked[p.concurrency :]
-    # Every adapter once before: bringing it in is no part of the speed.
-    first = {one.adapter: one for one in measured}.values()
-    loads = [load("vllm", URL, each, p.concurrency) for each in ([*first, *warm], measured)]
-    told = asking.ask(name, loads)[1]
-    firsts = [1000 * one["ttft_seconds"] for one in told["answers"]]
-    made = sum(one["tokens"] for one in told["answers"])
-    return {
-        "requests": len(measured),
-        "adapters_asked_for": len({one.adapter for one in measured} - {None}),
-        "output_tokens": made / len(measured),
-        "output_tokens_per_second": made / told["wall_seconds"],
-        "ttft_ms_p50": statistics.median(firsts),
-        "ttft_ms_max": max(firsts),
-        **memory(asking.process),
-    }
-
-
-def memory(process):
-    """MiB that the server's processes hold (no figure where they run in a container), and what the GPUs hold in all."""
-    import psutil
-
-    resident = [psutil.Process(pid).memory_info().rss for pid in session(process)]
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        used = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        used = []
-    gpu = sum(int(one) for one in used) if used and all(one.isdigit() for one in used) else None
-    in_container = process.args[1].startswith("docker:")
-    return {"resident_mib": None if in_container else sum(resident) / 2**20, "gpu_mib": gpu}
-
-
-def load_adapter(name, folder):
-    """Load an adapter into the running vLLM under a name; returns the seconds it took."""
-    begun = time.monotonic()
-    post(f"{URL}/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())}).close()
-    return time.monotonic() - begun
-
-
-def study_rank(p, asking, rank):
-    """Points of one server with LoRA of this rank: unused, then more and more adapters, by each popularity."""
-    random_ones = asking.out / f"adapters-{rank}"
-    model = results("base_model") / "model"
-    words = [model, random_ones, max(p.adapters), rank, p.seed, *p.target_modules]
-    asking.client(f"random-{rank}", "containers/client/random_lora.py", *words)
-    bytes_each = (random_ones / "0" / "adapter_model.safetensors").stat().st_size
-    same = {"rank": rank, "slots": p.slots, "adapter_bytes": bytes_each}
-    points = [{"arm": "unused", "adapters": 0, "popularity": None, **same, "load_seconds": None,
-               **point(p, asking, f"unused-{rank}", [], None)}]  # fmt: skip
-    loaded, names = [], []
-    for count in p.adapters:
-        for number in range(len(names), count):
-            loaded.append(load_adapter(f"random-{number}", random_ones / str(number)))
-            names.append(f"random-{number}")
-        for popularity in p.popularity if count > 1 else p.popularity[:1]:
-            found = point(p, asking, f"{popularity}-{count}-{rank}", names, popularity)
-            points.append({"arm": "adapters", "adapters": count, "popularity": popularity, **same,
-                           "load_seconds": statistics.median(loaded), **found})  # fmt: skip
-            print(f"multilora: {told(points[-1])}", flush=True)
-    shutil.rmtree(random_ones)  # the seed makes them again
-    return points
-
-
-def told(one):
-    who = f"{one['adapters']} adapters of rank {one['rank']}, {one['popularity']}" if one["adapters"] else one["arm"]
-    return f"{who}: {one['output_tokens_per_second']:.1f} tokens/s, first token after {one['ttft_ms_p50']:.0f} ms"
 
 
 # The servers.

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from conftest import REPO, run_in, set_params
 
-from stages.multilora import Multilora, compared, drawn
+from stages.multilora import Multilora, compared
+from stages.multilora_points import drawn
 from stages.stage import UserError, read_json, write_json
 
 P = {"servers": ["vllm"], "prompts": "data/multilora_prompts.json", "proof_tokens": 10, "adapters": [1, 4],

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from conftest import ONE_THREAD, REPO, copy_tree, run_in, set_params, variables
 
-from stages.multilora import load_adapter
+from stages.multilora_points import load_adapter
 from stages.servers import URL, Triton, Vllm, answer, read_metrics
 from stages.serving import serving
 from stages.stage import write_json
