@@ -14,7 +14,6 @@ measured. A finished point waits in .work/<profile>/bench-EXPERIMENT-<fingerprin
 DVC deletes a stage's outs before it runs: what was stopped goes on at the first point that is missing.
 """
 
-import csv
 import os
 import shutil
 import signal
@@ -26,9 +25,9 @@ from functools import partial
 from pathlib import Path
 
 from stages import points
+from stages.bench_results import not_measured, publish, what_was_asked
 from stages.certificate import certificate, failed, never_valid, per_request
 from stages.experiments import (
-    BUDGET_ENDED,
     NOT_ASKED,
     Bench,
     Clock,
@@ -41,7 +40,6 @@ from stages.experiments import (
 from stages.random_model import INDEX
 from stages.servers import OURS, read_metrics, served_model, shape_file
 from stages.serving import run_client, serving, session
-from stages.shapes import dimensions
 from stages.stage import (
     UserError,
     fingerprint,
@@ -52,15 +50,11 @@ from stages.stage import (
     run,
     work_dir,
     write_json,
-    write_metrics,
 )
 from stages.watch import Watch, gpu_strangers
 
 # Files whose change makes a finished point another measurement.
 MEASURING = ("bench.py", "certificate.py", "points.py", "servers.py", "watch.py")
-# What points.json says of a server that never ran.
-NOT_STARTED = {"engine": None, "engine_is_stand_in": False, "weights_format": None, "kv_format": None,
-               "server_ready_seconds": None, "server_command": None}  # fmt: skip
 
 
 def client_command(p, server, point, work):
@@ -237,75 +231,6 @@ def start(name, p, server_name, images, work, clock, stack):
     return server, process
 
 
-def publish(out, work, p, server_name, facts):
-    """The points of one server, summed up over their repeats."""
-    groups = {}
-    for _, group in visits(p):
-        for one in group:
-            if one.server == server_name and (work / "points" / f"{one}.json").exists():
-                groups.setdefault(key_of(one), []).append(read_json(work / "points" / f"{one}.json"))
-    summed = [points.summed_up(group) for group in sorted(groups.values(), key=lambda group: place(p, group[0]))]
-    wanted = len(p.lengths) * len(p.concurrency) * len(p.arms) * p.repeats
-    got = sum(len(group) for group in groups.values())
-    short = None if got == wanted else f"{BUDGET_ENDED} {got} of {wanted} measurements"
-    write_metrics(out / server_name / "points.json", {**facts, "not_measured": short, "points": summed})
-    write_csv(out / server_name / "points.csv", [one for entry in summed for one in entry["repeats"]])
-
-
-def place(p, point):
-    """Where a point stands among the others: the arms one after the other, and inside by load."""
-    load = [point[name] for name in ("input_tokens_asked", "output_tokens_asked", "concurrency")]
-    return [p.arms.index(point["arm"]), *load]
-
-
-def write_csv(path, repeats):
-    """One line a repeat; the certificate as the names of the checks that failed."""
-    rows = [
-        {**one, "invalid_reasons": "; ".join(one["invalid_reasons"]),
-         "checks": ", ".join(f"{check['check']} {check['verdict']}" for check in one["checks"])}
-        for one in repeats
-    ]  # fmt: skip
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["concurrency"])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def what_was_asked(name, p, server_name, images):
-    """The part of points.json that is known before anything runs."""
-    settings = ("lengths", "repeats", "arms", "requests_per_stream", "min_requests", "warmup_requests", "endpoint",
-                "prompts", "pinned", "seed")  # fmt: skip
-    return {
-        "experiment": name,
-        "server": server_name,
-        "model": p.model,
-        "server_image": images[server_name.partition("-")[0]],
-        "client_image": images["client"],
-        "base_model": model_facts(p.model),
-        "input_tokens_asked": p.lengths[0][0],
-        "output_tokens_asked": p.lengths[0][1],
-        "settings": {key: getattr(p, key) for key in settings}
-        | {"client_arms": {name: p.client_arms[name] for name in p.arms}},
-    }
-
-
-def model_facts(model):
-    """{name, weights, parameters, config} of what is served."""
-    if model in OURS:
-        base = read_json(results("base_model") / "metrics.json")
-        config = read_json(results("base_model") / "model" / "config.json")
-        return {name: base[name] for name in ("name", "weights", "parameters")} | {"config": dimensions(config)}
-    shape, weights = model.split(":")
-    facts = {"name": f"{shape} shape", "weights": "random", "parameters": None, "shape": shape, "format": weights}
-    return facts | {"config": dimensions(read_json(shape_file(model)))}
-
-
-def not_measured(out, facts, reason):
-    """points.json of a server that is not measured, with the reason."""
-    write_metrics(out / facts["server"] / "points.json", {**facts, **NOT_STARTED, "not_measured": reason, "points": []})
-    print(f"{facts['experiment']}, {facts['server']}: not measured ({reason})")
-
-
 def main():
     p = read_params(Bench)
     if len(sys.argv) < 4 or sys.argv[1] not in p.definitions or not all("=" in word for word in sys.argv[3:]):
@@ -346,9 +271,7 @@ def measured(out, name, asked, images):
         raise
     shutil.copytree(work, out, ignore=shutil.ignore_patterns("points", "servers"), dirs_exist_ok=True)
     for server in asked.servers:
-        made = work / "servers" / f"{server}.json"
-        facts = read_json(made) if made.exists() else NOT_STARTED
-        publish(out, work, asked, server, {**what_was_asked(name, asked, server, images), **facts})
+        publish(out, work, asked, server, what_was_asked(name, asked, server, images))
     if all((work / "points" / f"{point}.json").exists() for _, group in visits(asked) for point in group):
         shutil.rmtree(work)
 
