@@ -13,6 +13,7 @@ from pathlib import Path
 
 from stages import (
     figures,
+    kv_cache_report,
     limit_report,
     rulers_report,
     sections,
@@ -220,6 +221,7 @@ def blocks_of(ledger):
         *studies_report.streaming(ledger),
         *studies_report.multilora(ledger),
         *speedups_report.speedups(ledger, claims),
+        *kv_cache_report.kv_cache(ledger),
         *rulers_report.rulers(ledger),
         *rulers_report.harness(ledger),
         *whole_ledger(ledger),

@@ -24,6 +24,11 @@ def folders(ledger):
     return [(name, Path(facts["folder"]), facts) for name, facts in ledger["runs"].items()]
 
 
+def found_in(ledger, file):
+    """[(run, data)] of the runs that have that file."""
+    return [(name, data) for name, folder, _ in folders(ledger) if (data := optional(folder / file))]
+
+
 def variants(folder):
     """{variant: metrics} of every fine-tuning of a run."""
     return {path.parent.name: read_json(path) for path in sorted(folder.glob("finetune/*/metrics.json"))}
@@ -120,11 +125,7 @@ def static_memory(ledger):
 def chat(ledger):
     """The answers side by side, of every run that has any."""
     yield ("heading", 2, "Chat")
-    answered = [
-        (name, data)
-        for name, folder, _ in folders(ledger)
-        if (data := optional(folder / "chat/chat.json")).get("prompts")
-    ]
+    answered = [(name, data) for name, data in found_in(ledger, "chat/chat.json") if data.get("prompts")]
     if not answered:
         yield not_measured("dvc repro chat")
     for name, data in answered:

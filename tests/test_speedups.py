@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from conftest import REPO, at_once, only_error, probe, run_in, set_params
 
-from stages import claims, speedups, speedups_report
+from stages import claims, kv_cache_report, speedups, speedups_report
 from stages.ledger import load_ledger
 from stages.roofline import closed_loop
 from stages.speedup_methods import METHODS, PUBLISHED, generate_options
@@ -252,7 +252,7 @@ def section(tmp_path, *stages):
         write_json(tmp_path / stage / f"{stage}.json", data)
     ledger = {"runs": {"a run": {"folder": str(tmp_path)}}}
     published = {name: {"value": 44.36} for name in speedups_report.CLAIMS.values()}
-    return list(speedups_report.speedups(ledger, published))
+    return [*speedups_report.speedups(ledger, published), *kv_cache_report.kv_cache(ledger)]
 
 
 def test_the_report_has_every_row_measured_or_not_and_the_writeups_figure(tmp_path):
