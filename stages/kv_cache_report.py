@@ -5,7 +5,7 @@ The report's section on what keys and values cost (stage kv_cache, and vLLM's ow
 
 from stages import figures
 from stages.claims import show
-from stages.sections import found_in, slug
+from stages.sections import found_in, not_measured, slug
 
 KIB = 1024
 
@@ -15,7 +15,7 @@ def kv_cache(ledger):
     yield ("heading", 2, "Keys and values")
     runs = found_in(ledger, "kv_cache/kv_cache.json")
     if not runs:
-        yield ("text", "Not measured yet. `make speedups` measures it.")
+        yield not_measured("make speedups")
         return
     yield (
         "text",

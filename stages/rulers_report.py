@@ -8,6 +8,7 @@ from statistics import mean
 
 from stages.claims import show
 from stages.runs import optional
+from stages.sections import not_measured
 
 # Columns: heading and our name of the number.
 ERRORS = (
@@ -36,7 +37,7 @@ def rulers(ledger):
     ]
     yield ("heading", 2, "The load clients")
     if not found:
-        yield ("text", "Not measured yet. `make rulers` measures it.")
+        yield not_measured("make rulers")
         return
     for name, data in found:
         yield ("heading", 3, f"The load clients: {name}")

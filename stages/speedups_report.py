@@ -5,7 +5,7 @@ The report's section on five ways to speed up a local model, and on many prompts
 
 from stages import figures
 from stages.claims import show
-from stages.sections import found_in, slug
+from stages.sections import found_in, not_measured, slug
 
 # The writeup's methods and the claims that hold its figures.
 CLAIMS = {
@@ -24,7 +24,7 @@ def speedups(ledger, claims):
     yield ("heading", 2, "Five ways to speed up a local model")
     runs = found_in(ledger, "speedups/speedups.json")
     if not runs:
-        yield ("text", "Not measured yet. `make speedups` measures it.")
+        yield not_measured("make speedups")
         return
     yield (
         "text",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stages.claims import show
 from stages.runs import optional
+from stages.sections import not_measured
 
 CLIENTS = ("triton", "triton-stream", "vllm")  # of streaming.json
 # Columns: heading and key of a row.
@@ -48,7 +49,7 @@ def streaming(ledger):
     yield ("heading", 2, "Streaming")
     found = list(of_runs(ledger, "streaming"))
     if not found:
-        yield ("text", "Not measured yet. `make streaming` measures it.")
+        yield not_measured("make streaming")
         return
     yield ("text", "Medians of each prompt's repeats; a client without a first token does not stream.")
     rows, cases = [], []
@@ -74,7 +75,7 @@ def multilora(ledger):
     yield ("heading", 2, "Several adapters")
     found = list(of_runs(ledger, "multilora"))
     if not found:
-        yield ("text", "Not measured yet. `make multilora` measures it.")
+        yield not_measured("make multilora")
         return
     yield (
         "text",
