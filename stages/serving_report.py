@@ -1,21 +1,17 @@
 """
-The report's chapter on serving, as blocks (stages/page.py): every load of every experiment beside what the machine
-allows, whether it is what was asked for (its certificate), the servers of an experiment beside each other, and the walk
-from the writeup's client to ours.
+The report's chapter on serving, as blocks (stages/page.py): every load of every experiment (stages/serving_points.py),
+the servers of an experiment beside each other, the walk from the writeup's client to ours (stages/walk_report.py), and
+whether a load is what was asked for (its certificate).
 """
 
-import json
-
-from stages import figures
 from stages.claims import show
-from stages.comparison import RATE, SAME_SPEED, compared, counted_by, noise, value
-from stages.page import Grey
-from stages.points import REPEATS_NEEDED
-from stages.roofline import BITS, KV_BYTES, closed_loop, decode_step, rates, seconds
+from stages.comparison import RATE, compared, noise
 from stages.runs import optional
-from stages.sections import folders, not_measured, slug
+from stages.sections import folders, not_measured
+from stages.serving_points import NUMBERS, all_series, drawings, guesses, load_of, points_table, share
 from stages.shapes import experts
 from stages.stage import read_json
+from stages.walk_report import walk
 
 # The published serving points: server, concurrency, and the claims that hold throughput, per user, first token, ITL.
 POINTS = (
@@ -24,22 +20,6 @@ POINTS = (
     ("Triton, TensorRT-LLM", 16, ["triton-throughput", None, None, None]),
     ("vLLM 0.11.0", 16, ["triton-vllm-throughput", None, None, None]),
 )
-# Columns of the tables, and of every comparison: the number in points.json and what it is called.
-NUMBERS = {
-    RATE: "tokens/s",
-    "per_user_tokens_per_second": "tokens/s a user",
-    "ttft_ms_p50": "first token ms",
-    "itl_ms_p50": "between tokens ms",
-}
-# What the figures call the same.
-DRAWN = {
-    RATE: "tokens_per_second",
-    "per_user_tokens_per_second": "per_user_tokens_per_second",
-    "ttft_ms_p50": "ttft_ms",
-    "itl_ms_p50": "itl_ms",
-}
-STEPS = (RATE, "ttft_ms_p50")  # what the walk follows
-ARM_KEYS = ("endpoint", "prompts", "pinned", "requests_per_stream", "min_requests", "warmup_requests")
 
 
 def serving(ledger, claims):
@@ -146,126 +126,6 @@ def one_experiment(name, servers, limits):
     yield from certificates(servers)
 
 
-# The points.
-
-
-def load_of(data, point):
-    """A load in a word: its concurrency, with lengths and arm where the experiment has several."""
-    words = [f"{point['input_tokens_asked']}/{point['output_tokens_asked']}"] * (len(data["settings"]["lengths"]) > 1)
-    words += [f"c={point['concurrency']}"]
-    return " ".join(words + [point["arm"]] * (len(data["settings"]["arms"]) > 1))
-
-
-def points_table(servers, limits):
-    """(header, rows) of every load of every server."""
-    rows = []
-    for server, data in servers.items():
-        for point in data["points"]:
-            of_limit = share(data, point, limits)
-            valid = sum(one["valid"] for one in point["repeats"])
-            row = [server, load_of(data, point), with_interval(point, RATE), f"{of_limit:.0%}" if of_limit else "—"]
-            row += [with_interval(point, name) for name in NUMBERS if name != RATE]
-            row += [show(point.get("tokens_per_joule")), f"{valid} of {len(point['repeats'])}"]
-            row += ["yes" if point["valid"] else f"no: {'; '.join(point['invalid_reasons'])}"]
-            rows.append(row if point["valid"] else Grey(row))
-    (rate, *others) = NUMBERS.values()
-    return ["server", "load", rate, "of the limit", *others, "tokens/J", "repeats", "valid"], rows
-
-
-def with_interval(point, name):
-    """A number of a point, with its interval where it has one."""
-    span = point["intervals"].get(counted_by(point, name))
-    return show(value(point, name)) + (f" [{show(span[0])}, {show(span[1])}]" if span else "")
-
-
-def share(data, point, limits):
-    """A point's throughput over the limit; 0 where either is not known."""
-    limit, rate = bound(data, point, limits), value(point, RATE)
-    return rate / limit["tokens_per_second"] if limit and rate else 0
-
-
-def bound(data, point, limits):
-    """{tokens_per_second, per_user_tokens_per_second, itl_ms}: what no engine exceeds for this load on this machine, by
-    the lengths that the server counted; None where the format, the model's size or the machine's rates are not known,
-    and for a server that guesses tokens: it reads the weights once for several.
-    """
-    base, weights, kv = data["base_model"], data["weights_format"], data["kv_format"]
-    if not limits or weights not in BITS or kv not in KV_BYTES or "config" not in base or guesses(data):
-        return None
-    config, machine = base["config"], rates(limits, gpus(data["server_command"]))
-    tokens_in = round(point.get("input_tokens") or point["input_tokens_asked"])
-    tokens_out = round(point.get("server_output_tokens") or point["output_tokens_asked"])
-    found = closed_loop(config, weights, kv, machine, point["concurrency"], tokens_in, tokens_out)
-    step = seconds(decode_step(config, weights, kv, point["concurrency"], tokens_in + tokens_out // 2), machine)
-    if not step or not found["tokens_per_second"]:
-        return None
-    return {
-        "concurrency": point["concurrency"],
-        "tokens_per_second": found["tokens_per_second"],
-        "per_user_tokens_per_second": 1 / step,
-        "itl_ms": 1000 * step,
-    }
-
-
-def guesses(data):
-    """Whether a server decodes speculatively."""
-    return any("--speculative" in word for word in data["server_command"] or [])
-
-
-def gpus(command):
-    """The GPUs that share the model, out of the words that started the server."""
-    for word in command or []:
-        name, _, number = word.partition("=")
-        if name in ("--tensor-parallel-size", "--tp_size"):
-            return int(number)
-    return 1
-
-
-# The figures.
-
-
-def all_series(server, data, limits):
-    """A server's points as the figures take them: one series a pair of lengths."""
-    for lengths in data["settings"]["lengths"]:
-        group = [p for p in data["points"] if [p["input_tokens_asked"], p["output_tokens_asked"]] == lengths]
-        if group:
-            several = f", {lengths[0]} in, {lengths[1]} out" if len(data["settings"]["lengths"]) > 1 else ""
-            engine = "" if data["engine_is_stand_in"] else f" ({data['engine']})"
-            yield {
-                "label": f"{server}{engine}{several}",
-                "stand_in": data["engine_is_stand_in"],
-                "points": [drawn_point(point) for point in group],
-                "limit": [one for point in group if (one := bound(data, point, limits))],
-            }
-
-
-def drawn_point(point):
-    """What the figures show of a point."""
-    spans = {DRAWN[name]: point["intervals"].get(counted_by(point, name)) for name in NUMBERS}
-    return {
-        "concurrency": point["concurrency"],
-        "valid": point["valid"],
-        "intervals": {name: span for name, span in spans.items() if span},
-        **{DRAWN[name]: value(point, name) for name in NUMBERS},
-    }
-
-
-def drawings(name, series, weights):
-    """Both figures of an experiment."""
-    shared = "Bars: 95 % intervals. Dotted: the most or the least that this machine allows. Crosses: not valid."
-    shared = f"{weights.capitalize()} weights. {shared}"
-    for kind, draw, caption in (
-        ("serving", figures.serving, "Throughput and waiting over concurrent requests"),
-        (
-            "pareto",
-            figures.pareto,
-            "What one user gets and what all get together, at the concurrency beside each point",
-        ),
-    ):
-        figure = slug(kind, name)
-        yield ("figure", figure, draw(figure, series), f"{caption}: {name}. {shared}")
-
-
 # The servers beside each other.
 
 
@@ -316,59 +176,6 @@ def fastest(load, first, found):
     if all(one["low"] is None for one, _, _ in found):
         return f"{load}: no verdict on the fastest, for that needs three repeats."
     return f"{load}: no other server that gives the same answers delivers more than {first}."
-
-
-# The walk.
-
-
-def walk(servers):
-    """From the writeup's client to ours, one change at a time: what each step changes in what is measured."""
-    for server, data in servers.items():
-        loads = {}
-        for point in data["points"]:
-            loads.setdefault(load_of(data, point).rpartition(" ")[0], {})[point["arm"]] = point
-        for load, points in loads.items():
-            arms = [arm for arm in data["settings"]["arms"] if arm in points]
-            floor = {name: noise([{"points": list(points.values())}], name, every=True) for name in STEPS}
-            rows = [
-                step(data, points[arm], points[before] if before else None, floor)
-                for before, arm in zip([None, *arms], arms, strict=False)
-            ]
-            words = f"{server}, {load}: a line changes what it names and keeps what the lines above it changed."
-            if min(len(point["repeats"]) for point in points.values()) < REPEATS_NEEDED:
-                words += f" With fewer than {REPEATS_NEEDED} repeats nobody can tell a change from noise."
-            yield ("text", words)
-            header = ["arm", "what changes", "tokens/s", "by this step", "first token ms", "by this step",
-                      "between tokens ms", "tokens out", "requests", "valid"]  # fmt: skip
-            yield ("table", header, rows)
-
-
-def settings_of(data, arm):
-    """The client's settings under an arm."""
-    settings = data["settings"] | data["settings"]["client_arms"][arm]
-    return {name: settings[name] for name in ARM_KEYS}
-
-
-def step(data, point, before, floor):
-    """One row of the walk; before: the point of the row above, None for the first; floor: the noise, by number."""
-    now, past = (settings_of(data, one["arm"]) if one else {} for one in (point, before))
-    changed = [f"{name} {json.dumps(past[name])} → {json.dumps(now[name])}" for name in past if past[name] != now[name]]
-    cells = []
-    for name in STEPS:
-        # Arms that fail the certificate too: what their flaws do to the figures is the question.
-        found = before and compared(point, before, name, floor[name], ("this", "the other"), every=True)
-        cells += [with_interval(point, name), changed_by(found)]
-    tokens = show(point.get("server_output_tokens") or point.get("output_tokens"))
-    row = [point["arm"], "; ".join(changed).replace('"', "") or "—", *cells, with_interval(point, "itl_ms_p50"), tokens]
-    row += [show(point["requests"]), "yes" if point["valid"] else f"no: {'; '.join(point['invalid_reasons'])}"]
-    return row if point["valid"] else Grey(row)
-
-
-def changed_by(found):
-    """A ratio as a change in per cent."""
-    if not found:
-        return "—"
-    return f"{found['ratio'] - 1:+.1%}" + (" (within the noise)" if found["verdict"] == SAME_SPEED else "")
 
 
 # The certificate.

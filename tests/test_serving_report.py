@@ -9,7 +9,7 @@ import json
 import pytest
 from conftest import REPO
 
-from stages import serving_report
+from stages import serving_points, serving_report, walk_report
 from stages.comparison import RATE, compared, noise
 from stages.page import Grey, html_table, to_html, to_markdown
 from stages.points import summed_up
@@ -57,7 +57,7 @@ def tables(blocks):
 
 
 def test_a_point_has_its_share_of_the_limit_and_its_tokens_a_joule(int4):
-    header, rows = serving_report.points_table({"vllm": int4}, LIMITS)
+    header, rows = serving_points.points_table({"vllm": int4}, LIMITS)
     first = dict(zip(header, rows[0], strict=True))
     # By hand: a step at 640 positions reads 3.60 GB of weights and 0.34 GB of keys and values at 4.47 TB/s: 0.88 ms.
     assert 0.22 < 264.47 / (1000 / 0.88) < 0.24 and first["of the limit"] == "23%"
@@ -68,7 +68,7 @@ def test_no_point_of_the_published_run_is_above_its_limit():
     for path in H200.glob("bench/*/*/points.json"):
         data = read_json(path)
         for point in data["points"]:
-            limit = serving_report.bound(data, point, LIMITS)
+            limit = serving_points.bound(data, point, LIMITS)
             assert point["server_output_tokens_per_second"] < limit["tokens_per_second"]
             assert point["itl_ms_p50"] > limit["itl_ms"]
             assert point["per_user_tokens_per_second"] < limit["per_user_tokens_per_second"]
@@ -83,29 +83,29 @@ def test_a_point_above_its_limit_says_that_the_limit_was_measured_on_a_busy_mach
 
 
 def test_the_limit_is_that_of_all_gpus_that_share_the_model(int4):
-    one = serving_report.bound(int4, int4["points"][0], LIMITS)
+    one = serving_points.bound(int4, int4["points"][0], LIMITS)
     int4["server_command"].append("--tensor-parallel-size=2")
-    two = serving_report.bound(int4, int4["points"][0], LIMITS)
+    two = serving_points.bound(int4, int4["points"][0], LIMITS)
     assert two["tokens_per_second"] == pytest.approx(2 * one["tokens_per_second"])
 
 
 @pytest.mark.parametrize("change", [{"weights_format": None}, {"weights_format": "gguf"}, {"kv_format": None}])
 def test_a_format_that_nobody_knows_has_no_limit_and_no_share(int4, change):
-    assert serving_report.bound(int4 | change, int4["points"][0], LIMITS) is None
-    header, rows = serving_report.points_table({"vllm": int4 | change}, LIMITS)
+    assert serving_points.bound(int4 | change, int4["points"][0], LIMITS) is None
+    header, rows = serving_points.points_table({"vllm": int4 | change}, LIMITS)
     assert {row[header.index("of the limit")] for row in rows} == {"—"}
 
 
 def test_guessed_tokens_have_no_such_limit(int4):
-    assert serving_report.bound(int4, int4["points"][0], LIMITS)
+    assert serving_points.bound(int4, int4["points"][0], LIMITS)
     int4["server_command"].append('--speculative-config={"method": "ngram"}')
-    assert serving_report.bound(int4, int4["points"][0], LIMITS) is None
+    assert serving_points.bound(int4, int4["points"][0], LIMITS) is None
 
 
 def test_fp8_has_no_limit_on_a_machine_where_it_was_not_measured(int4):
     fp8 = int4 | {"weights_format": "fp8"}
-    assert serving_report.bound(fp8, int4["points"][0], LIMITS)
-    assert serving_report.bound(fp8, int4["points"][0], LIMITS | {"fp8_flops_per_second": None}) is None
+    assert serving_points.bound(fp8, int4["points"][0], LIMITS)
+    assert serving_points.bound(fp8, int4["points"][0], LIMITS | {"fp8_flops_per_second": None}) is None
 
 
 # Repeats, and what is not valid
@@ -113,15 +113,15 @@ def test_fp8_has_no_limit_on_a_machine_where_it_was_not_measured(int4):
 
 def test_three_repeats_have_an_interval_in_the_table_and_in_the_figure(int4):
     data = three_times(int4, 0.9, 1.0, 1.1)
-    _, rows = serving_report.points_table({"vllm": data}, LIMITS)
+    _, rows = serving_points.points_table({"vllm": data}, LIMITS)
     assert rows[0][2] == "264.47 [238.03, 290.92]" and rows[0][-2:] == ["3 of 3", "yes"]
-    (series,) = serving_report.all_series("vllm", data, LIMITS)
+    (series,) = serving_points.all_series("vllm", data, LIMITS)
     assert series["points"][0]["intervals"]["tokens_per_second"] == pytest.approx([238.03, 290.92], abs=0.01)
 
 
 def test_a_point_that_is_not_valid_is_grey_and_compared_with_nothing(walked):
     data = walked | {"settings": walked["settings"] | {"arms": ["published"]}}
-    _, rows = serving_report.points_table({"vllm": data}, None)
+    _, rows = serving_points.points_table({"vllm": data}, None)
     grey = [isinstance(row, Grey) for row in rows]
     assert grey == [not point["valid"] for point in walked["points"]] and True in grey and False in grey
     assert rows[0][-1].startswith("no: 0 requests before those that count")
@@ -194,7 +194,7 @@ def test_the_noise_is_how_far_a_repeat_lies_from_its_own_median(int4):
 
 
 def test_the_walk_says_what_each_step_changes_and_what_that_does(walked):
-    blocks = list(serving_report.walk({"vllm": walked}))
+    blocks = list(walk_report.walk({"vllm": walked}))
     ((header, rows),) = tables(blocks)
     steps = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert list(steps) == ["published", "completions", "prompts", "pinned", "warm", "corrected"]
@@ -209,9 +209,9 @@ def test_the_walk_says_what_each_step_changes_and_what_that_does(walked):
 
 
 def test_a_step_within_the_noise_says_so(walked):
-    ((_, rows),) = tables(serving_report.walk({"vllm": three_times(walked, 0.5, 1.0, 2.0)}))
+    ((_, rows),) = tables(walk_report.walk({"vllm": three_times(walked, 0.5, 1.0, 2.0)}))
     assert rows[1][3].endswith(" (within the noise)")
-    ((_, rows),) = tables(serving_report.walk({"vllm": three_times(walked, 0.999, 1.0, 1.001)}))
+    ((_, rows),) = tables(walk_report.walk({"vllm": three_times(walked, 0.999, 1.0, 1.001)}))
     assert rows[1][3].endswith("%")
 
 
@@ -271,7 +271,7 @@ def test_the_figures_draw_every_load_with_the_limit():
 
 def test_an_invalid_point_is_a_grey_cross_apart_from_the_line(int4):
     int4["points"][2] |= {"valid": False, "invalid_reasons": ["other programs used 9 of 16 cores"]}
-    drawings = serving_report.drawings("x", list(serving_report.all_series("vllm", int4, None)), "random")
+    drawings = serving_points.drawings("x", list(serving_points.all_series("vllm", int4, None)), "random")
     axes = next(drawings)[2].figure.axes[0]
     line, cross = axes.get_lines()
     assert list(line.get_xdata()) == [1, 8, 32, 64] and list(cross.get_xdata()) == [16]
