@@ -11,7 +11,8 @@ from stages import claims, kv_cache_report, speedups, speedups_report
 from stages.ledger import load_ledger
 from stages.roofline import closed_loop
 from stages.speedup_methods import METHODS, PUBLISHED, generate_options
-from stages.speedups import Speedups, not_run, rows, run_tasks, systems, tasks
+from stages.speedup_rows import not_run, rows, systems
+from stages.speedups import Speedups, run_tasks, tasks
 from stages.stage import UserError, load_yaml, read_json, write_json
 
 P = Speedups(**load_yaml(REPO / "params.yaml")["speedups"])
@@ -101,9 +102,9 @@ def test_each_method_runs_in_the_environment_that_has_it_and_extra_methods_are_n
 
 
 def test_int8_and_int4_are_not_run_on_a_cpu_and_say_why():
-    listed = {task.name: task for task in tasks(P, IMAGES)}
-    assert "bitsandbytes" in not_run(P, CPU, listed["int4-corrected"])
-    assert not_run(P, GPU, listed["int4-corrected"]) is None is not_run(P, CPU, listed["none-corrected"])
+    listed = {task.name: task.words for task in tasks(P, IMAGES)}
+    assert "bitsandbytes" in not_run(CPU, listed["int4-corrected"])
+    assert not_run(GPU, listed["int4-corrected"]) is None is not_run(CPU, listed["none-corrected"])
 
 
 def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(tmp_path, monkeypatch):
