@@ -16,7 +16,8 @@ from test_clients import FOLDERS, LOAD, RECORDED, recorded
 from stages import rulers_report
 from stages.clients import CLIENTS, warm_up
 from stages.page import to_html, to_markdown
-from stages.rulers import COMPARED, Rulers, counted, judged, known, lateness, order, wrong
+from stages.rulers import Rulers, order
+from stages.rulers_truth import COMPARED, counted, judged, known, lateness, wrong
 from stages.serving import is_ready
 from stages.stage import UserError
 
