@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from stages.stage import fingerprint
+from stages.stage import fingerprint, read_json, write_json
 from tools.profile import set_value
 
 REPO = Path(__file__).resolve().parents[1]
@@ -94,6 +94,14 @@ def stage(tree, image, name, *words):
     done = run_in(tree, "containers/run", image, "python", "-m", f"stages.{name}", *words, environment=ONE_THREAD)
     assert done.returncode == 0, done.stderr[-3000:]
     return tree / "results" / "embedded" / name
+
+
+def left_out(tree, study):
+    """What a study writes of vLLM in a copied tree whose params.yaml leaves out all its servers."""
+    base = {"name": "tiny", "weights": "random", "parameters": 1}
+    write_json(tree / "results" / "embedded" / "base_model" / "metrics.json", base)
+    set_params(tree, **{study: {"servers": []}})
+    return read_json(stage(tree, "venv:tools", study, "vllm", "venv:a", "venv:b") / "vllm" / f"{study}.json")
 
 
 def tiny_wheel(folder):

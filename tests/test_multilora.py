@@ -5,11 +5,11 @@ import subprocess
 from collections import Counter
 
 import pytest
-from conftest import REPO, run_in, set_params
+from conftest import REPO, left_out
 
 from stages.multilora import Multilora, compared
 from stages.multilora_points import drawn
-from stages.stage import UserError, read_json, write_json
+from stages.stage import UserError, read_json
 
 P = {"servers": ["vllm"], "prompts": "data/multilora_prompts.json", "proof_tokens": 10, "adapters": [1, 4],
      "ranks": [8], "target_modules": ["q_proj"], "popularity": ["uniform"], "max_loras": 2, "questions": "q",
@@ -77,12 +77,7 @@ def test_no_more_slots_than_adapters():
 
 
 def test_a_server_that_is_left_out_stands_as_not_measured(tree):
-    base = {"name": "tiny", "weights": "random", "parameters": 1}
-    write_json(tree / "results" / "embedded" / "base_model" / "metrics.json", base)
-    set_params(tree, multilora={"servers": []})
-    done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.multilora", "vllm", "venv:a", "venv:b")
-    assert done.returncode == 0, done.stderr
-    written = read_json(tree / "results" / "embedded" / "multilora" / "vllm" / "multilora.json")
+    written = left_out(tree, "multilora")
     assert (written["engine"], written["not_measured"]) == (None, "params.yaml: multilora.servers has no vllm")
 
 

@@ -4,11 +4,11 @@ import io
 import re
 
 import pytest
-from conftest import REPO, only_error, run_in, set_params
+from conftest import REPO, left_out, only_error, run_in
 
 from stages import streams
 from stages.servers import lora_request
-from stages.stage import UserError, read_json, write_json
+from stages.stage import UserError
 from stages.streaming import BLS, Streaming, bls_cases, bls_loads, by_case, by_prompt, write_bls_models
 
 RECORDED = REPO / "tests" / "fixtures" / "streams"
@@ -91,12 +91,7 @@ def test_wrong_parameters_say_what_to_mend(values, message):
 
 
 def test_a_server_that_is_left_out_stands_as_not_measured(tree):
-    base = {"name": "tiny", "weights": "random", "parameters": 1}
-    write_json(tree / "results" / "embedded" / "base_model" / "metrics.json", base)
-    set_params(tree, streaming={"servers": []})
-    done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.streaming", "vllm", "venv:a", "venv:b")
-    assert done.returncode == 0, done.stderr
-    written = read_json(tree / "results" / "embedded" / "streaming" / "vllm" / "streaming.json")
+    written = left_out(tree, "streaming")
     assert (written["engine"], written["not_measured"]) == (None, "params.yaml: streaming.servers has no vllm")
 
 
