@@ -59,6 +59,13 @@ def set_params(tree, **sections):
     (tree / "params.yaml").write_text(text)
 
 
+def write_files(folder, texts):
+    """Write {path in the folder: its text}."""
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 def run_in(tree, *command, environment=None, **options):
     """Run a command in a copied tree, with further environment variables; its output as text."""
     env = variables() | (environment or {})

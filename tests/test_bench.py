@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from conftest import REPO, run_in, set_params
+from conftest import REPO, run_in, set_params, write_files
 
 from stages import points, servers, serving
 from stages.bench import client_command, key, sweep
@@ -350,10 +350,7 @@ def embedded(tmp_path, monkeypatch):
         "repository/base/repository.json": '{"engine": "Fake 1", "engine_is_stand_in": true, "not_built": null, '
         '"stands_in_for": "TensorRT-LLM"}',
     }
-    for name, text in files.items():
-        path = tmp_path / "results" / "embedded" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    write_files(tmp_path / "results" / "embedded", files)
     return tmp_path
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO, only_error, run_in, set_params
+from conftest import REPO, only_error, run_in, set_params, write_files
 from contracts import Contract
 from doubles import host_doubles
 
@@ -146,9 +146,7 @@ def built(tree, tmp_path):
         "base_model/metrics.json": "{}",
         "dataset/corrected/train.jsonl": '{"prompt": "a", "completion": "b"}\n',
     }
-    for name, text in files.items():
-        (results / name).parent.mkdir(parents=True, exist_ok=True)
-        (results / name).write_text(text)
+    write_files(results, files)
     shims = host_doubles(tmp_path / "shims")
 
     def run(variant, environment=None, **parameters):

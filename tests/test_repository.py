@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPO, only_error, run_in, set_params
+from conftest import REPO, only_error, run_in, set_params, write_files
 from contracts import Contract
 from doubles import host_doubles
 
 from stages.repository import Repository, check_filled, render, substitutions
 from stages.serving import is_ready, started
-from stages.stage import UserError, flags
+from stages.stage import UserError, flags, write_json
 
 # name -> (type, dims), as facts about NVIDIA's inflight_batcher_llm: what its clients may send, and get.
 TEXT = {
@@ -52,13 +52,12 @@ TENSORS = {
 def made(tree, tmp_path):
     """made("lora") runs the stage in a copied tree that has a base model and two adapters; gives the output folder."""
     results = tree / "results" / "embedded"
-    for name, text in {
+    files = {
         "base_model/model/config.json": '{"max_position_embeddings": 8192}',
         "finetune/lora/adapter/adapter_config.json": '{"r": 4}',
         "finetune/qlora/adapter/adapter_config.json": '{"r": 8}',
-    }.items():
-        (results / name).parent.mkdir(parents=True)
-        (results / name).write_text(text)
+    }
+    write_files(results, files)
 
     def run(model, **parameters):
         set_params(tree, repository=parameters)
@@ -221,12 +220,8 @@ ENGINE = {
 def tensorrt(made, tmp_path):
     """made(), with an engine, converted adapters and the doubles of the image's tools."""
     made.environment = host_doubles(tmp_path / "shims")
-    for name, content in {
-        "engine/corrected/engine.json": ENGINE,
-        "adapter/adapter.json": {"adapters": {"1": {"adapter": "a"}, "2": {"adapter": "b"}}},
-    }.items():
-        (made.results / name).parent.mkdir(parents=True)
-        (made.results / name).write_text(json.dumps(content))
+    write_json(made.results / "engine/corrected/engine.json", ENGINE)
+    write_json(made.results / "adapter/adapter.json", {"adapters": {"1": {"adapter": "a"}, "2": {"adapter": "b"}}})
 
     def run(model, **parameters):
         return made(model, **({"engine": "tensorrtllm", "instances": 4} | parameters))
