@@ -127,7 +127,7 @@ def test_own_published_and_reference_figures_stand_in_one_table(pages):
 
 
 def test_a_run_that_only_served_names_what_it_served(tmp_path, monkeypatch):
-    shutil.copytree(ROOT / "results/reference/h200-vllm", tmp_path / "results/reference/h200-vllm")
+    shutil.copytree(ROOT / "tests/fixtures/serving/h200", tmp_path / "results/reference/h200-vllm")
     for name in ("cards.yaml", "shapes"):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).symlink_to(ROOT / "data" / name)
