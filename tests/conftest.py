@@ -29,6 +29,9 @@ def variables():
     found = {**os.environ, "REPO_COMMIT": "none", "REPO_DIRTY": "true"}
     # Compiled modules are kept: importing transformers and trl takes a third of the time with them.
     found.pop("PYTHONDONTWRITEBYTECODE", None)
+    # Beside the other worker of `make test` two threads wait for each other's core most of the time.
+    if "PYTEST_XDIST_WORKER" in found:
+        found |= ONE_THREAD
     # Under `make test` a make that a test starts would take itself for a part of that one, and print where it is.
     return {name: value for name, value in found.items() if name not in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")}
 
