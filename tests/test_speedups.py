@@ -40,9 +40,10 @@ def test_every_transformers_method_answers_in_every_arm_it_has(answers):
     for name, found in answers.items():
         assert [one["tokens"] for one in found["answers"]] == [6, 6], name
         assert all(0 < one["ttft_seconds"] < one["seconds"] for one in found["answers"]), name
-        assert all(one["cpu_seconds"] > 0 for one in found["answers"]), name
         assert (len(found["warmups"]), found["prompt_tokens"], found["lines"]) == (1, 6, 3), name
         assert found["memory"]["process_peak_mib"] > 100, name
+    # A single answer of so small a model may take less than a tick of the clock of CPU time.
+    assert sum(one["cpu_seconds"] for found in answers.values() for one in found["answers"]) > 0
 
 
 def test_generate_of_a_wrapped_model_compiles_nothing_and_the_static_cache_does(answers):
