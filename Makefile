@@ -4,7 +4,7 @@ TOOLS = containers/run venv:tools
 
 help:       ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/: .*## /\t/' | expand -t 18
-reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 8 to 14 min, no GPU. PROFILE=weightless|writeup: a GPU
+reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 8 to 11 min, no GPU. PROFILE=weightless|writeup: a GPU
 	@$(if $(PROFILE),$(TOOLS) python -m tools.profile $(PROFILE))
 	@$(TOOLS) python -m tools.preflight
 	@$(TOOLS) dvc repro
@@ -40,7 +40,7 @@ publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?
 	@$(TOOLS) python -m pytest tests/test_pipeline.py
-test:       ## 13 min, no GPU: all tests, with the real servers
+test:       ## 11 min, no GPU: all tests, with the real servers
 	@$(TOOLS) python -m pytest -n 2 --no-loadscope-reorder tests
 lock:       ## a minute, network: lock the environments anew, resolve image digests
 	@$(TOOLS) python -m tools.lock
