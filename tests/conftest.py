@@ -218,14 +218,25 @@ def trained(small_tree, tmp_path_factory):
     return finetune
 
 
+def own_network():
+    """The words before a command that give it a network of its own, without a way out; none where that is forbidden."""
+    words = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    try:
+        return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else []
+    except OSError:
+        return []
+
+
+OWN_NETWORK = own_network()
 # Their servers listen on Triton's and vLLM's own ports, 8000 to 8002: one worker runs them, one after the other.
-LISTENING = {"test_bench", "test_harness", "test_multilora", "test_quickstart", "test_reproduce", "test_rulers",
-             "test_servers", "test_serving", "test_streaming", "test_writeup_images"}  # fmt: skip
+LISTENING = {"test_bench", "test_harness", "test_multilora", "test_quickstart", "test_rulers", "test_servers",
+             "test_serving", "test_streaming", "test_writeup_images"}  # fmt: skip
+LISTENING |= set() if OWN_NETWORK else {"test_reproduce"}
 
 
 def pytest_collection_modifyitems(items):
-    """Those that listen come first: they take longest."""
-    items.sort(key=lambda item: item.path.stem not in LISTENING)
+    """Those that listen come first, then the whole graph: they take longest."""
+    items.sort(key=lambda item: (item.path.stem not in LISTENING, item.path.stem != "test_reproduce"))
 
 
 def pytest_xdist_make_scheduler(config, log):

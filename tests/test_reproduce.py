@@ -5,7 +5,7 @@ import subprocess
 
 import psutil
 import pytest
-from conftest import copy_tree, run_in, set_params, variables
+from conftest import OWN_NETWORK, copy_tree, run_in, set_params, variables
 
 from stages.stage import read_json
 
@@ -37,7 +37,11 @@ def dvc(tree, *words):
     own = ("REPO_COMMIT", "REPO_DIRTY")
     environment = {name: value for name, value in variables().items() if name not in own}
     done = subprocess.run(
-        ["containers/run", "venv:tools", "dvc", *words], cwd=tree, env=environment, capture_output=True, text=True
+        [*OWN_NETWORK, "containers/run", "venv:tools", "dvc", *words],
+        cwd=tree,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return re.findall(r"(?m)^Running stage '([^']+)'", done.stdout)
@@ -48,6 +52,9 @@ def clone(tmp_path_factory):
     """A clone with the smallest settings, all of it run once: (tree, the stages that ran)."""
     tree = copy_tree(tmp_path_factory.mktemp("clone") / "tree")
     set_params(tree, **SMALLEST)
+    if OWN_NETWORK:  # without a way out nothing could be fetched any more
+        environments = ("tools", "pytorch", "triton", "vllm", "client")
+        run_in(tree, "containers/venv", *environments, check=True)
     git(tree, "init", "--quiet")
     (tree / ".git" / "info" / "exclude").write_text(".venvs\n")  # a link here, which the pattern `.venvs/` leaves out
     git(tree, "add", "--all")
