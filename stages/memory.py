@@ -12,14 +12,15 @@ MIB = 2**20
 class MemorySampler:
     """Samples the process's memory five times a second until the `with` block ends.
 
-    mark(phase) closes a phase: the peak since the last mark is that phase's peak.
+    mark(phase) closes a phase: the peak since the last mark is that phase's peak, and the highest of them the run's.
+    What comes after the last mark (writing the adapter) is in neither.
     """
 
     INTERVAL_SECONDS = 0.2
 
     def __init__(self):
-        self.phases, self.peak, self.phase_peak = {}, 0.0, 0.0
-        self.stop = threading.Event()
+        self.phases, self.phase_peak = {}, 0.0
+        self.stop, self.lock = threading.Event(), threading.Lock()
         self.thread = threading.Thread(target=self.sample, daemon=True)
         self.read = gpu_reader() or resident_mib
         self.on_gpu = self.read is not resident_mib
@@ -37,25 +38,26 @@ class MemorySampler:
             self.note(self.read())
 
     def note(self, mib):
-        if mib is not None:
-            self.peak, self.phase_peak = max(self.peak, mib), max(self.phase_peak, mib)
+        with self.lock:
+            self.phase_peak = max(self.phase_peak, mib or 0.0)
 
     def mark(self, phase):
         """End the phase `phase`; one that comes again (a step, an evaluation) keeps its highest peak."""
         self.note(self.read())
-        entry = {"process_peak_mib": self.phase_peak or None, **torch_peaks(reset=True)}
+        with self.lock:
+            peak, self.phase_peak = self.phase_peak, 0.0
+        entry = {"process_peak_mib": peak or None, **torch_peaks(reset=True)}
         old = self.phases.get(phase, {})
         self.phases[phase] = {key: max(value or 0, old.get(key) or 0) or None for key, value in entry.items()}
-        self.phase_peak = 0.0
 
     def summary(self):
         """{device, process_peak_mib, torch_allocated_peak_mib, torch_reserved_peak_mib, phases}; None: not measured."""
         peaks = {
             key: max((phase[key] for phase in self.phases.values() if phase[key]), default=None)
-            for key in ("torch_allocated_peak_mib", "torch_reserved_peak_mib")
+            for key in ("process_peak_mib", "torch_allocated_peak_mib", "torch_reserved_peak_mib")
         }
         device = "gpu process (NVML)" if self.on_gpu else "resident (CPU)"
-        return {"device": device, "process_peak_mib": self.peak or None, **peaks, "phases": self.phases}
+        return {"device": device, **peaks, "phases": self.phases}
 
 
 def gpu_reader():

@@ -15,7 +15,7 @@ def test_a_peak_between_two_marks_is_seen_and_belongs_to_its_phase(sampled):
     assert phases["eval"] < phases["load"] + 100
 
 
-def test_a_phase_that_comes_again_keeps_its_highest_peak_and_the_whole_has_the_highest_of_all(sampled):
+def test_a_phase_that_comes_again_keeps_its_highest_peak_and_the_run_has_the_highest_of_its_phases(sampled):
     summary = sampled["summary"]
     assert summary["process_peak_mib"] == summary["phases"]["step"]["process_peak_mib"]
 

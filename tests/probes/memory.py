@@ -1,4 +1,4 @@
-"""memory.py: what MemorySampler makes of a process that takes 400 MiB for half a second in the middle of a phase."""
+"""memory.py: MemorySampler over a process that takes 400 MiB in the middle of a phase, and more after the last one."""
 
 import json
 import threading
@@ -16,4 +16,5 @@ with MemorySampler() as memory:
     memory.mark("step")
     memory.mark("eval")
     memory.mark("step")
+    memory.note(1e6)  # a sample taken while the adapter is written
 print(json.dumps({"summary": memory.summary(), "threads": threading.active_count() - threads}))
