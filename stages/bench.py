@@ -113,7 +113,7 @@ def key(p, images):
 def measure(p, server, point, client_image, process, strangers, work):
     """One point: genai-perf, its numbers, the server's own counts, the certificate; in points/ when it is whole."""
     p = p.with_arm(point.arm)
-    raw = work / "raw" / str(point)
+    path, raw = work / "points" / f"{point}.json", work / "raw" / str(point)
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
     watch, before = Watch(server, partial(session, process)), read_metrics(server, server.counters)
@@ -142,9 +142,16 @@ def measure(p, server, point, client_image, process, strangers, work):
         "valid": not failed(checks),
         "invalid_reasons": failed(checks),
         "checks": checks,
+        "refused_tries": refused_tries(path),
     }
-    write_json(work / "points" / f"{point}.json", found)
+    write_json(path, found)
     return found
+
+
+def refused_tries(path):
+    """What the certificate refused of this point before, whole, oldest first: a second try does not hide the first."""
+    last = read_json(path) if path.exists() else {"valid": True}
+    return [] if last["valid"] else [*last.pop("refused_tries"), last]
 
 
 def finished(work, point):

@@ -41,9 +41,9 @@ def place(p, point):
 
 
 def write_csv(path, repeats):
-    """One line a repeat; the certificate as the names of the checks that failed."""
+    """One line a repeat; the certificate as its checks' verdicts, tries that it refused as their number."""
     rows = [
-        {**one, "invalid_reasons": "; ".join(one["invalid_reasons"]),
+        {**one, "invalid_reasons": "; ".join(one["invalid_reasons"]), "refused_tries": len(one["refused_tries"]),
          "checks": ", ".join(f"{check['check']} {check['verdict']}" for check in one["checks"])}
         for one in repeats
     ]  # fmt: skip

@@ -39,14 +39,20 @@ def points_table(servers, limits):
     for server, data in servers.items():
         for point in data["points"]:
             of_limit = share(data, point, limits)
-            valid = sum(one["valid"] for one in point["repeats"])
             row = [server, load_of(data, point), with_interval(point, RATE), f"{of_limit:.0%}" if of_limit else "—"]
             row += [with_interval(point, name) for name in NUMBERS if name != RATE]
-            row += [show(point.get("tokens_per_joule")), f"{valid} of {len(point['repeats'])}"]
+            row += [show(point.get("tokens_per_joule")), repeats_told(point["repeats"])]
             row += ["yes" if point["valid"] else f"no: {'; '.join(point['invalid_reasons'])}"]
             rows.append(row if point["valid"] else Grey(row))
     (rate, *others) = NUMBERS.values()
     return ["server", "load", rate, "of the limit", *others, "tokens/J", "repeats", "valid"], rows
+
+
+def repeats_told(repeats):
+    """How many are valid, and how many tries more the certificate refused."""
+    refused = sum(len(one.get("refused_tries", [])) for one in repeats)
+    told = f"{sum(one['valid'] for one in repeats)} of {len(repeats)}"
+    return f"{told}, {refused} refused before" if refused else told
 
 
 def with_interval(point, name):

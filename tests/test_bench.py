@@ -1,5 +1,6 @@
 """The sweep: numbers from what genai-perf really wrote, and what happens when a server or a client goes wrong."""
 
+import csv
 import json
 import os
 import re
@@ -687,6 +688,13 @@ def test_an_invalid_point_is_written_as_such_and_measured_again_by_the_same_serv
     assert "INVALID: the server counted 32.00 output tokens a request, 64 were asked for" in done.stdout
     written = json.loads((results_of(bench.tree) / "triton" / "points.json").read_text())
     assert [point["valid"] for point in written["points"]] == [False, False, False]
+    # No try hides the one before it. The first sweep ended before concurrency 2 had one.
+    tries = {point["concurrency"]: point["repeats"][0]["refused_tries"] for point in written["points"]}
+    assert {load: len(refused) for load, refused in tries.items()} == {1: 2, 4: 1, 2: 1}
+    assert all(one["invalid_reasons"] and one["concurrency"] == 1 for one in tries[1])
+    with (results_of(bench.tree) / "triton" / "points.csv").open() as file:
+        told = {row["concurrency"]: row["refused_tries"] for row in csv.DictReader(file)}
+    assert told == {"1": "2", "4": "1", "2": "1"}
 
 
 def test_an_arm_that_can_never_be_valid_is_measured_once(bench):

@@ -121,6 +121,13 @@ def test_three_repeats_have_an_interval_in_the_table_and_in_the_figure(int4):
     assert series["points"][0]["intervals"]["tokens_per_second"] == pytest.approx([238.03, 290.92], abs=0.01)
 
 
+def test_the_table_counts_the_tries_that_the_certificate_refused(int4):
+    first = int4["points"][0]["repeats"][0]
+    first["refused_tries"] = [first | {"valid": False}]
+    _, rows = serving_points.points_table({"vllm": int4}, LIMITS)
+    assert [row[-2] for row in rows[:2]] == ["1 of 1, 1 refused before", "1 of 1"]
+
+
 def test_a_point_that_is_not_valid_is_grey_and_compared_with_nothing(walked):
     data = walked | {"settings": walked["settings"] | {"arms": ["published"]}}
     _, rows = serving_points.points_table({"vllm": data}, None)
