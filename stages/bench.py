@@ -32,6 +32,7 @@ from stages.experiments import (
     Bench,
     Clock,
     asked_for,
+    check_lengths,
     key_of,
     seconds_of,
     visits,
@@ -259,6 +260,7 @@ def main():
         if reason := left_out or asked.server(server)[0].not_built():
             reasons[server] = reason
     asked.servers = [server for server in asked.servers if server not in reasons]
+    check_lengths(asked, name)
     if asked.servers:
         measured(out, name, asked, images)
     for server, reason in reasons.items():

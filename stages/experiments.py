@@ -112,6 +112,19 @@ def with_experiment(p, name):
     return patched(p, p.definitions[name], f"bench.definitions.{name}", FIXED)
 
 
+def check_lengths(p, name):
+    """UserError where a vLLM takes fewer tokens in all (its last --max-model-len) than the experiment asks for."""
+    longest = max(map(sum, p.lengths))
+    for server in (one for one in p.servers if one.startswith("vllm")):
+        words = dict(word.partition("=")[::2] for word in p.server(server)[1])
+        limit = words.get("--max-model-len", "")
+        if limit.isdigit() and int(limit) < longest:
+            raise UserError(
+                f"params.yaml: bench.definitions.{name} asks {server} for {longest} tokens in and out; its options "
+                f"have --max-model-len={limit}: raise that, or shorten bench.lengths"
+            )
+
+
 def asked_for(name, p):
     """Whether an experiment is to be measured: the profile runs it, or `make bench` wants it."""
     return name in p.experiments or os.environ.get(ASKED_FOR) == name

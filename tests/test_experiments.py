@@ -121,6 +121,7 @@ def test_what_stood_as_not_asked_for_is_measured(project):
         ("", "EXPERIMENT is missing; use one of base, lora, walk"),
         ("new", "params.yaml: bench.definitions has no 'new'; it has base, lora, walk"),
         ("int4", "EXPERIMENT is int4, which serves llama-2-7b:int4-g128; nvidia-smi finds no GPU for that"),
+        ("lengths", "bench.definitions.lengths asks vllm for 2176 tokens in and out; its options have --max-model"),
     ],
 )
 def test_a_wrong_experiment_is_refused_before_anything_runs(project, name, message):

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 
-from stages.experiments import ASKED_FOR, Bench, unfinished, with_experiment
+from stages.experiments import ASKED_FOR, Bench, check_lengths, unfinished, with_experiment
 from stages.servers import OURS
 from stages.stage import UserError, gpus, read_params, results, run
 
@@ -32,9 +32,10 @@ def main():
     if len(sys.argv) != 2:
         raise UserError(f"EXPERIMENT is missing; use one of {', '.join(p.definitions)}")
     name = sys.argv[1]
-    model = with_experiment(p, name).model
-    if model not in OURS and not gpus():
-        raise UserError(f"EXPERIMENT is {name}, which serves {model}; nvidia-smi finds no GPU for that")
+    asked = with_experiment(p, name)
+    check_lengths(asked, name)
+    if asked.model not in OURS and not gpus():
+        raise UserError(f"EXPERIMENT is {name}, which serves {asked.model}; nvidia-smi finds no GPU for that")
     folder = results("bench") / name
     before = written(folder)
     repro(name)
