@@ -6,10 +6,11 @@ for they have the base's shapes. "unused" is a server with LoRA whose requests n
 """
 
 import random
+import re
 import shutil
 import statistics
-import subprocess
 import time
+import urllib.request
 
 from stages.dataset import read_rows
 from stages.servers import URL
@@ -17,6 +18,7 @@ from stages.serving import session
 from stages.stage import results
 from stages.streams import Request, post
 from stages.studies import in_template, load
+from stages.watch import gpu_mib
 
 POPULARITY = {"uniform": lambda rank: 1.0, "skewed": lambda rank: 1.0 / rank}  # skewed: Zipf's law
 
@@ -60,18 +62,24 @@ def point(p, asking, name, names, popularity):
 
 
 def memory(process):
-    """MiB that the server's processes hold (no figure where they run in a container), and what the GPUs hold in all."""
+    """MiB that the server's processes hold (no figure where they run in a container) and the GPUs in all, and for how
+    many tokens there is room for keys and values: on a GPU vLLM takes its share at the start, and what adapters take of
+    it is missing there."""
     import psutil
 
-    resident = [psutil.Process(pid).memory_info().rss for pid in session(process)]
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    try:
-        used = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        used = []
-    gpu = sum(int(one) for one in used) if used and all(one.isdigit() for one in used) else None
+    resident = sum(psutil.Process(pid).memory_info().rss for pid in session(process)) / 2**20
     in_container = process.args[1].startswith("docker:")
-    return {"resident_mib": None if in_container else sum(resident) / 2**20, "gpu_mib": gpu}
+    with urllib.request.urlopen(f"{URL}/metrics", timeout=10) as response:
+        room = kv_tokens(response.read().decode())
+    return {"resident_mib": None if in_container else resident, "gpu_mib": gpu_mib(), "kv_tokens": room}
+
+
+def kv_tokens(exposition):
+    """Blocks of vLLM's KV cache times their tokens, out of its metrics; None where they do not tell."""
+    facts = re.search(r"^vllm:cache_config_info{(.*)}", exposition, re.MULTILINE)
+    told = dict(re.findall(r'(\w+)="(\d+)"', facts[1])) if facts else {}
+    sizes = [int(told[name]) for name in ("num_gpu_blocks", "block_size") if name in told]
+    return sizes[0] * sizes[1] if len(sizes) == 2 else None
 
 
 def load_adapter(name, folder):

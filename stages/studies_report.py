@@ -29,6 +29,7 @@ POINT = {
     "loading s": "load_seconds",
     "server MiB": "resident_mib",
     "GPU MiB": "gpu_mib",
+    "room for tokens": "kv_tokens",
 }
 
 

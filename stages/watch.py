@@ -134,6 +134,19 @@ def gpu_sample(handle):
     }
 
 
+def gpu_mib():
+    """Memory in use on those GPUs together, whoever uses it; None without a GPU or where the driver does not tell."""
+    handles = gpu_handles()
+    if not handles:
+        return None
+    import pynvml
+
+    try:
+        return sum(pynvml.nvmlDeviceGetMemoryInfo(handle).used for handle in handles) / 2**20
+    except pynvml.NVMLError:
+        return None
+
+
 def gpu_summary(samples):
     """Over all samples of all GPUs: mean watts of all together, clocks, highest temperature, what slowed them."""
     if not samples:

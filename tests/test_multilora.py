@@ -8,7 +8,7 @@ import pytest
 from conftest import REPO, left_out
 
 from stages.multilora import Multilora, compared
-from stages.multilora_points import drawn
+from stages.multilora_points import drawn, kv_tokens
 from stages.stage import UserError, read_json
 
 P = {"servers": ["vllm"], "prompts": "data/multilora_prompts.json", "proof_tokens": 10, "adapters": [1, 4],
@@ -70,6 +70,14 @@ def test_skewed_requests_name_the_first_adapter_most_and_uniform_ones_all_alike(
 def test_wrong_parameters_say_what_to_mend(values, message):
     with pytest.raises(UserError, match=message):
         Multilora(**{**P, **values})
+
+
+def test_the_room_for_keys_and_values_is_the_one_that_vllm_itself_counts():
+    exposition = (REPO / "tests/fixtures/multilora/metrics.txt").read_text()
+    assert 'kv_cache_size_tokens="23296"' in exposition  # newer versions say so; older ones the blocks alone
+    assert kv_tokens(exposition) == 23296
+    assert kv_tokens(exposition.replace('num_gpu_blocks="182"', 'num_gpu_blocks="None"')) is None
+    assert kv_tokens("vllm:num_requests_running 1.0\n") is None
 
 
 def test_no_more_slots_than_adapters():
