@@ -5,9 +5,10 @@ is named by the engine's own name.
 
 from pathlib import Path
 
+from stages import figures
 from stages.claims import show
 from stages.runs import optional
-from stages.sections import not_measured
+from stages.sections import not_measured, slug
 
 CLIENTS = ("triton", "triton-stream", "vllm")  # of streaming.json
 # Columns: heading and key of a row.
@@ -107,4 +108,42 @@ def multilora(ledger):
         "name no adapter; the adapters have random weights. A trained adapter's file beside the base model's: "
         f"{sizes}.",
     )
+    for name, data in found:
+        if len({row["adapters"] for row in data["points"]} - {0}) > 2:
+            figure = slug("adapters", name)
+            caption = (
+                f"Tokens per second and the wait for the first token by the number of adapters asked for, {name}: "
+                f"{data['base_model']['name']} on {data['engine']}; solid: all adapters alike, dashed: the n-th 1/n as "
+                "often as the first; across: a server without LoRA (dotted) and those with LoRA unused."
+            )
+            yield ("figure", figure, by_adapters(figure, data["points"]), caption)
     yield ("table", ["run", "arm", "popularity", *POINT], points)
+
+
+PANELS = {"output_tokens_per_second": "output tokens/s, all users", "ttft_ms_p50": "first token after ms (median)"}
+
+
+def by_adapters(name, points):
+    """Throughput and first token over the number of adapters: a colour and a marker a rank, a dash a popularity."""
+    figure, panels = figures.new_figure(5.6, panels=2)
+    counts = sorted({row["adapters"] for row in points} - {0})
+    for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
+        for number, rank in enumerate(sorted({row["rank"] for row in points if row["rank"]})):
+            of_rank = [row for row in points if row["rank"] == rank]
+            colour = figures.COLOURS[number % len(figures.COLOURS)]
+            style = {"color": colour, "marker": figures.MARKERS[number % len(figures.MARKERS)], "markersize": 5}
+            for popularity, dash, label in (("uniform", "-", f"rank {rank}"), ("skewed", "--", None)):
+                line = [(row["adapters"], row[key]) for row in of_rank if row["popularity"] == popularity]
+                if line:
+                    axes.plot(*zip(*line, strict=True), dash, label=label, **style)
+            for row in (row for row in of_rank if row["arm"] == "unused"):
+                axes.axhline(row[key], color=colour, linewidth=0.8)
+        for row in (row for row in points if row["arm"] == "none"):
+            axes.axhline(row[key], color=figures.TEXT, linestyle=":", label="without LoRA")
+        axes.set(title=title, ylim=(0, None))
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.grid(alpha=0.25)
+        figures.concurrency_axis(axes, counts)
+    panels[-1].set_xlabel("adapters")
+    figures.legend(figure, panels)
+    return figures.drawn(figure, name, points=points)

@@ -71,6 +71,31 @@ def test_what_adapters_cost_has_dashes_for_what_was_not_measured_and_the_weight_
     assert "mine: 4.9 MB beside 269 MB." in json.dumps(found)
 
 
+def adapter_points(*counts):
+    """Points of a study of rank 8: each number of adapters takes a tenth of the speed."""
+    facts = {"resident_mib": None, "ttft_ms_p50": 90.0}
+    none = {"arm": "none", "adapters": 0, "rank": None, "popularity": None, "output_tokens_per_second": 50.0, **facts}
+    return [none, none | {"arm": "unused", "rank": 8, "output_tokens_per_second": 45.0}] + [
+        {"arm": "adapters", "adapters": count, "rank": 8, "popularity": popularity,
+         "output_tokens_per_second": 40.0 - 4 * place, **facts}
+        for place, count in enumerate(counts) for popularity in ("uniform", "skewed")[: 2 if count > 1 else 1]
+    ]  # fmt: skip
+
+
+def test_speed_by_the_number_of_adapters_is_drawn_from_three_of_them_on_beside_a_server_without_lora(tmp_path):
+    base = {"name": "Tiny", "weights": "random", "parameters": 7}
+    few = several(tmp_path, points=adapter_points(1, 4), base_model=base)
+    assert [block for block in few if block[0] == "figure"] == []
+    more = several(tmp_path, points=adapter_points(1, 4, 16), base_model=base)
+    (figure,) = (block for block in more if block[0] == "figure")
+    assert figure[1] == "adapters-mine" and "Tiny on vLLM 0.32.0" in figure[3]
+    speed, wait = figure[2].figure.axes
+    uniform, skewed, unused, none = (list(line.get_ydata()) for line in speed.lines)
+    assert (uniform, skewed) == ([40.0, 36.0, 32.0], [36.0, 32.0])
+    assert (set(unused), set(none)) == ({45.0}, {50.0})
+    assert speed.get_title(loc="left").startswith("output tokens/s") and wait.get_xlabel() == "adapters"
+
+
 def verdicts(tmp_path, **changes):
     """The verdicts of this run alone on the claims about several adapters."""
     several(tmp_path, **changes)
