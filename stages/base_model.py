@@ -135,6 +135,17 @@ def mend_smollm2(folder):
     edit_json(folder / "special_tokens_map.json", **SMOLLM2_SPECIAL)
 
 
+# The template `llama-2` of stages/dataset.py for a server's chat endpoint: neither a tokenizer made here nor that of a
+# model as old as ELYZA's brings one, and vLLM answers no chat without.
+LLAMA_2_CHAT = (
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% for message in messages if message.role != 'system' %}"
+    "{% if message.role == 'user' %}{{ bos_token }}[INST] "
+    "{% if loop.first %}{{ '<<SYS>>\n' + system + '\n<</SYS>>\n\n' }}{% endif %}{{ message.content }} [/INST]"
+    "{% else %} {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
 def edit_json(path, **changes):
     """Set top-level keys of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=2, ensure_ascii=False) + "\n")
@@ -146,6 +157,7 @@ def main():
     print(f"base_model: {p.name} from {p.source} (licence: {p.licence})", flush=True)
 
     model, tokenizer = SOURCES[p.source](p)
+    tokenizer.chat_template = tokenizer.chat_template or LLAMA_2_CHAT
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
     make_portable(out / "model")

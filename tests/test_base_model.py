@@ -6,6 +6,8 @@ from functools import partial
 import pytest
 from conftest import TINY_SHAPE, at_once, only_error, probe, run_in, set_params
 
+from stages.dataset import prompt_text
+
 ENVIRONMENTS = ("venv:pytorch", "venv:triton", "venv:vllm")
 
 
@@ -84,6 +86,12 @@ def test_a_text_begins_with_one_bos_for_llama_and_with_none_for_smollm2(read_by,
         wheel, llama = found["models"]
         assert wheel["ids"][hello][0] != wheel["special"][0]
         assert llama["ids"][hello][0] == llama["special"][0] and llama["ids"][hello].count(llama["special"][0]) == 1
+
+
+def test_a_chat_with_a_llama_begins_as_the_training_text_does_and_goes_on_behind_the_answer(read_by):
+    first = "<s>" + prompt_text("llama-2", "", "Hi!")
+    for found in read_by.values():
+        assert found["models"][1]["chat"] == [first, f"{first} Yes?</s><s>[INST] Bye. [/INST]"]
 
 
 def test_the_results_say_what_the_model_is(base_model, small_tree):

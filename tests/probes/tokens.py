@@ -9,6 +9,7 @@ import transformers
 
 TEXTS = json.loads((Path(__file__).parent / "texts.json").read_text())
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+CHAT = [{"role": role, "content": text} for role, text in (("user", "Hi!"), ("assistant", "Yes?"), ("user", "Bye."))]
 
 
 def tokenizer_of(folder):
@@ -39,6 +40,7 @@ for folder in sys.argv[1:]:
         "keys": sorted(tokenizer("a").keys()),
         "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         "back": [tokenizer.decode(one, skip_special_tokens=True) for one in ids],
+        "chat": [tokenizer.apply_chat_template(CHAT[:n], tokenize=False) for n in (1, 3)],
         "one_by_one": [[tokenizer.decode([token]) for token in one] for one in ids],
     }
     if not find_spec("vllm"):
