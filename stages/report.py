@@ -20,6 +20,7 @@ from stages import (
     serving_report,
     speedups_report,
     studies_report,
+    style_report,
     training_report,
 )
 from stages.claims import VERDICTS, show
@@ -215,7 +216,7 @@ def blocks_of(ledger):
         *training_report.finetuning(ledger, claims),
         *sections.memory(ledger, claims),
         *sections.chat(ledger),
-        *training_report.style(ledger),
+        *style_report.style(ledger),
         *serving_report.serving(ledger, claims),
         *limit_report.limits(ledger),
         *studies_report.streaming(ledger),

@@ -1,23 +1,20 @@
 """
 Where the memory of fine-tuning goes, without a GPU: weights, gradients, optimiser and adapter of full fine-tuning, LoRA
 and QLoRA from a model's shape alone (so for 65 B on any machine), and the peak of each fine-tuning in params.yaml, with
-every arm, on an NVIDIA GPU (stages/rehearsal.py).
+every arm, on an NVIDIA GPU (stages/vram_variants.py).
 
 in:   data/shapes/*.json, results/<profile>/base_model/model/config.json, results/<profile>/dataset/tokens.json
 out:  results/<profile>/vram/vram.json   bytes of every term
       results/<profile>/vram/vram.md     the same as tables, with where each term comes from
 """
 
-import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from stages.allocator import MIB
-from stages.finetune import METHODS, Finetune, Lora, with_arm
-from stages.rehearsal import Batch, Rehearsal, Setting, Shape, state_sizes
-from stages.shapes import head_size, linear_shapes, parameters, read_shape
+from stages.finetune import METHODS, Finetune, Lora
+from stages.shapes import linear_shapes, parameters, read_shape
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
-
-GB = 1e9  # the writeup's unit: 10^9 bytes
+from stages.vram_tables import as_markdown
+from stages.vram_variants import CONTEXT, predict_variants, shape_of
 
 # Bytes a parameter.
 BF16, FP32 = 2, 4
@@ -26,33 +23,6 @@ ADAM_FP32 = 8  # two fp32 moments; https://arxiv.org/abs/1910.02054, section 3.1
 ADAM_8BIT = 2 + 2 * FP32 / 256
 # NF4: half a byte, an 8-bit scale per 64 values, one fp32 per 256 scales; https://arxiv.org/abs/2305.14314, section 3.
 NF4_DOUBLE = 0.5 + 1 / 64 + FP32 / (64 * 256)
-
-# What the process holds beside torch's memory: the driver's context, cuBLAS, bitsandbytes and others. The one number
-# that is measured and not derived: NVML's figure less torch's reserved memory, on an H200 (driver 580, torch 2.11).
-CONTEXT = 796 * MIB
-# Micro-batches that are rehearsed: enough for the peak, the largest one of the epochs is always among them.
-LIMIT = 64
-# What a term is, and where it can be read.
-WHERE = {
-    "weights": "2 bytes a parameter; QLoRA: 4.127 bits in the linear layers (arXiv 2305.14314), 4 bytes in the norms",
-    "adapter": "4 bytes a parameter: peft keeps the adapter of a bf16 model in fp32 (autocast_adapter_dtype)",
-    "gradients": "4 bytes a trained parameter, between its first backward pass and the optimiser's step; twice over "
-    "with several GPUs, whose processes exchange them in buckets",
-    "optimizer": "two moments: 4 bytes each, or 1 byte and 4 for each 256 values; below 4,096 values always 4 bytes "
-    "(bitsandbytes, optim/optimizer.py)",
-    "activations": "what the backward pass needs of every layer; with checkpointing of one, and the input of each",
-    "logits": "of the loss: vocabulary x tokens x 12 bytes in training (log-probabilities, their gradient, that of the "
-    "logits), 10 in validation (transformers, loss_utils.py; TRL, compute_loss)",
-    "dequantised": "a 4-bit weight in bf16, one at a time, and its block constants in fp32 (bitsandbytes, MatMul4Bit); "
-    "torch.compile keeps all of them for the backward pass",
-    "temporaries": "what the operation at the peak works with",
-    "workspace": "cuBLAS: 32 MiB on Hopper for each of the two threads that multiply (torch, CublasHandlePool.cpp)",
-    "loader": "transformers takes the model's size at once before it reads the weights, half of it for 4 bits "
-    "(modeling_utils.py, caching_allocator_warmup)",
-    "slack": "reserved by torch's allocator and not in use at the peak (CUDACachingAllocator.cpp); given back when "
-    "memory runs short; a guess where layers are compiled and rows differ in length",
-    "context": "the driver's context and the libraries: measured on an H200, not derived",
-}
 
 # The example of the ZeRO paper that the writeup cites: GPT-2 of 1.5 B parameters (https://arxiv.org/abs/1910.02054,
 # section 3.2), with the published model's 25 heads.
@@ -153,179 +123,6 @@ def kept_bytes(shape, method, lora):
     norms = 2 * (4 * shape.hidden + 4)
     attention = 2 * (2 * queries + 2 * keys) + 4 * shape.heads
     return norms + adapters + attention + 3 * (4 if method == "qlora" else 2) * shape.inner
-
-
-def shape_of(config):
-    """The sizes of a model, from its config."""
-    return Shape(
-        layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        inner=config["intermediate_size"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head=head_size(config),
-        vocabulary=config["vocab_size"],
-        tied=bool(config.get("tie_word_embeddings")),
-        linear=linear_shapes(config),
-    )
-
-
-def setting_of(method, p, lora):
-    """What of a fine-tuning's parameters decides its memory."""
-    given = {name: getattr(p, name) for name in Setting.__dataclass_fields__ if hasattr(p, name)}
-    return Setting(method=method, rank=lora.r, dropout=lora.dropout, targets=tuple(lora.target_modules), **given)
-
-
-def as_batch(lengths, padding_free):
-    """Rows of these lengths as one batch: end to end, or padded to the longest."""
-    if padding_free:
-        return Batch(1, sum(lengths), False)
-    return Batch(len(lengths), max(lengths), min(lengths) < max(lengths))
-
-
-def in_batches(lengths, size, padding_free):
-    return [as_batch(lengths[n : n + size], padding_free) for n in range(0, len(lengths), size)]
-
-
-def training_steps(p, lengths):
-    """The optimiser steps that are rehearsed, as lists of micro-batches, in an order drawn with the run's seed (not the
-    trainer's own); cut to LIMIT micro-batches, of which the last is then the largest of all that were left out."""
-    if p.packing:
-        pieces = min(LIMIT, sum(lengths) // p.packing * p.epochs // p.micro_batch or 1)
-        batches = [as_batch([p.packing] * p.micro_batch, p.padding_free)] * pieces
-    else:
-        draw, batches = random.Random(p.seed), []
-        for _ in range(p.epochs):
-            order = draw.sample(lengths, len(lengths))
-            batches += in_batches(order, p.micro_batch, p.padding_free)
-    steps = [batches[n : n + p.accumulation] for n in range(0, len(batches), p.accumulation)]
-    steps = steps[: p.max_steps or None]
-    left = max(1, LIMIT // p.accumulation)
-    if steps[left:]:
-        largest = max((one for step in steps[left - 1 :] for one in step), key=lambda batch: batch.tokens)
-        steps[left - 1] = [*steps[left - 1][:-1], largest]
-    return steps[:left]
-
-
-def rehearsal_plan(p, rows):
-    """(training steps, evaluation batches, steps after which it evaluates) of a fine-tuning on rows of these tokens."""
-    lengths = {part: [min(length, p.max_tokens) for length in rows[part]] for part in ("train", "validation")}
-    steps = training_steps(p, lengths["train"])
-    evaluation = in_batches(lengths["validation"], max(p.micro_batch, 8), p.padding_free)
-    return steps, evaluation, {n for n in range(1, len(steps) + 1) if n % p.eval_steps == 0 or n == len(steps)}
-
-
-def rehearse(config, lora, method, p, rows):
-    """The predicted memory of one fine-tuning: {phases, peak_phase, terms, process_bytes, ...}, in bytes.
-
-    rows: {"train": [...], "validation": [...]}, the tokens of each row. A phase's `terms` add up to what is allocated
-    at its peak; those of the whole are the peak phase's, with the allocator's slack and the context.
-    """
-    steps, evaluation, evaluates = rehearsal_plan(p, rows)
-    rehearsal, phases = Rehearsal(shape_of(config), setting_of(method, p, lora)), {}
-
-    def mark(phase):
-        found, old = rehearsal.memory.take_peak(), phases.get(phase)
-        highest = old if old and old["allocated_bytes"] >= found["allocated"] else None
-        phases[phase] = {
-            "allocated_bytes": highest["allocated_bytes"] if highest else found["allocated"],
-            "reserved_bytes": found["reserved"],
-            "process_bytes": found["reserved"] + CONTEXT,
-            "terms": highest["terms"] if highest else found["terms"],
-        }
-
-    rehearsal.load()
-    mark("load")
-    for number, step in enumerate(steps, start=1):
-        rehearsal.train(step)
-        mark("first_step" if number == 1 else "steady")
-        if number in evaluates:
-            for batch in evaluation:
-                rehearsal.evaluate(batch)
-            mark("eval")
-    peak = max(phases, key=lambda phase: phases[phase]["allocated_bytes"])
-    reserved = max(phase["reserved_bytes"] for phase in phases.values())
-    slack = reserved - phases[peak]["allocated_bytes"]
-    paged = sum(state_sizes(p.optimizer, leaf.count)[1] for leaf in rehearsal.weights())
-    return {
-        "training_tokens": max(batch.tokens for step in steps for batch in step),
-        "evaluation_tokens": max(batch.tokens for batch in evaluation),
-        "phases": phases,
-        "peak_phase": peak,
-        "peak_allocated_bytes": phases[peak]["allocated_bytes"],
-        "terms": {**phases[peak]["terms"], "slack": slack, "context": CONTEXT},
-        "process_bytes": reserved + CONTEXT,
-        "slack_is_a_guess": p.compile and not p.packing,
-        # Moments that bitsandbytes keeps in memory shared with the CPU: on the GPU only while there is room.
-        "paged_bytes": paged,
-    }
-
-
-def predict_variants(config, lora, p, rows):
-    """{variant: prediction} of every method with every arm; those that rehearse the same steps share one.
-
-    All are drawn with the stage's own seed: another order of the rows is no other setting.
-    """
-    found, known = {}, {}
-    for variant in [method + arm for arm in ("", *(f"-{arm}" for arm in p.arms)) for method in METHODS]:
-        method, patched = with_arm(p, variant)
-        if patched.sharded:
-            found[variant] = {"not_predicted": "each GPU holds a part of the model, for a time a whole layer"}
-            continue
-        if state_sizes(patched.optimizer, 1) is None:
-            found[variant] = {"not_predicted": f"the state of the optimiser {patched.optimizer} is not known here"}
-            continue
-        patched, lengths = replace(patched, seed=p.seed), rows[patched.template]
-        key = repr([setting_of(method, patched, lora), *rehearsal_plan(patched, lengths)])
-        if key not in known:
-            known[key] = rehearse(config, lora, method, patched, lengths)
-        found[variant] = known[key]
-    return found
-
-
-def as_markdown(models, variants, kept):
-    """The terms as tables in GB, and where they come from."""
-    return "\n".join([static_table(models), peak_table(variants), terms_table(kept)])
-
-
-def peak_table(variants):
-    """The predicted peak of every fine-tuning."""
-    names = list(WHERE)
-    lines = [
-        f"| fine-tuning | peak in | {' | '.join(f'{name} GB' for name in names)} | process GB |",
-        "|---|---|" + "---:|" * (len(names) + 1),
-    ]
-    for variant, entry in variants.items():
-        if "not_predicted" in entry:
-            cells = [variant, f"not predicted: {entry['not_predicted']}", *[""] * (len(names) + 1)]
-        else:
-            sizes = [entry["terms"][name] for name in names]
-            cells = [variant, entry["peak_phase"], *(f"{size / GB:,.2f}" for size in [*sizes, entry["process_bytes"]])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def terms_table(kept):
-    """What each term is; kept: {method: bytes a layer keeps of a token, or None}."""
-    known = [f"{size:,} bytes under {method}" for method, size in kept.items() if size]
-    each = {"activations": f" (a layer of the base model keeps of a token {', '.join(known)})"} if known else {}
-    rows = [f"| {name} | {what}{each.get(name, '')} |" for name, what in WHERE.items()]
-    return "\n".join(["| term | what it is |", "|---|---|", *rows]) + "\n"
-
-
-def static_table(models):
-    """What a model's shape alone gives."""
-    lines = [
-        "| model | method | weights GB | adapter GB | gradients GB | optimiser GB | total GB | byte/parameter |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for model, methods in models.items():
-        for method in ("full", "lora", "qlora"):
-            entry = methods[method]
-            cells = [f"{entry[f'{part}_bytes'] / GB:,.2f}" for part in ("weights", "adapter", "gradients", "optimizer")]
-            row = [model, method, *cells, f"{entry['total_bytes'] / GB:,.2f}", f"{entry['bytes_per_parameter']:.2f}"]
-            lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def main():

@@ -5,25 +5,13 @@ import json
 import pytest
 from conftest import REPO, only_error, probe, run_in, set_params, stage
 
-from stages import vram
+from stages import vram_variants
 from stages.allocator import MIB, Allocator
 from stages.finetune import METHODS
 from stages.rehearsal import Batch, Rehearsal, Setting, state_sizes
 from stages.sizes import TERMS, Node
-from stages.vram import (
-    CONTEXT,
-    GPT2_XL,
-    LIMIT,
-    Finetune,
-    Lora,
-    gpt_activations,
-    kept_bytes,
-    predict,
-    predict_variants,
-    rehearse,
-    shape_of,
-    training_steps,
-)
+from stages.vram import GPT2_XL, Finetune, Lora, gpt_activations, kept_bytes, predict
+from stages.vram_variants import CONTEXT, LIMIT, predict_variants, rehearse, shape_of, training_steps
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -329,7 +317,7 @@ def test_variants_of_the_same_steps_are_rehearsed_once_whatever_their_seed_and_w
         rehearsed.append((method, p.seed, p.max_steps, p.micro_batch))
         return {"number": len(rehearsed)}
 
-    monkeypatch.setattr(vram, "rehearse", note)
+    monkeypatch.setattr(vram_variants, "rehearse", note)
     arms = {"seed": {"seed": 7}, "late": {"max_steps": 90}, "early": {"max_steps": 1}, "parts": {"sharded": True}}
     rows = {"corrected": {"train": list(range(10, 42)), "validation": [5] * 8}}  # 32 rows, 8 a step
     found = predict_variants({}, Lora(4, 8, 0.1, ALL), finetune_params(arms=arms), rows)
