@@ -25,7 +25,7 @@ bench:      ## minutes to hours (make experiments tells): one experiment, EXPERI
 	@$(TOOLS) python -m tools.bench $(EXPERIMENT)
 streaming:  ## 2 minutes: the writeup's streaming prompts to every server, and what one BLS instance does to two requests
 	@$(TOOLS) dvc repro studies/dvc.yaml:streaming
-multilora:  ## 5 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
+multilora:  ## 5 to 8 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
 	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
 rulers:     ## 10 min, no GPU: how well the load clients measure, and what the sweep costs beside its client
 	@$(TOOLS) dvc repro studies/dvc.yaml:rulers studies/dvc.yaml:harness
@@ -40,7 +40,7 @@ publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?
 	@$(TOOLS) python -m pytest tests/test_pipeline.py
-test:       ## 10 min, no GPU: all tests, with the real servers
+test:       ## 10 to 12 min, no GPU: all tests, with the real servers
 	@$(TOOLS) python -m pytest -n 2 --no-loadscope-reorder tests
 lock:       ## a minute, network: lock the environments anew, resolve image digests
 	@$(TOOLS) python -m tools.lock
