@@ -135,8 +135,8 @@ def mend_smollm2(folder):
     edit_json(folder / "special_tokens_map.json", **SMOLLM2_SPECIAL)
 
 
-# The template `llama-2` of stages/dataset.py for a server's chat endpoint: neither a tokenizer made here nor that of a
-# model as old as ELYZA's brings one, and vLLM answers no chat without.
+# The template `llama-2` of stages/dataset.py for a server's chat endpoint, where a tokenizer brings none (the one made
+# here does not): vLLM answers no chat without.
 LLAMA_2_CHAT = (
     "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
     "{% for message in messages if message.role != 'system' %}"

@@ -10,10 +10,9 @@ import re
 import shutil
 import statistics
 import time
-import urllib.request
 
 from stages.dataset import read_rows
-from stages.servers import URL
+from stages.servers import URL, Vllm, exposition
 from stages.serving import session
 from stages.stage import results
 from stages.streams import Request, post
@@ -69,14 +68,13 @@ def memory(process):
 
     resident = sum(psutil.Process(pid).memory_info().rss for pid in session(process)) / 2**20
     in_container = process.args[1].startswith("docker:")
-    with urllib.request.urlopen(f"{URL}/metrics", timeout=10) as response:
-        room = kv_tokens(response.read().decode())
+    room = kv_tokens(exposition(Vllm("base")))
     return {"resident_mib": None if in_container else resident, "gpu_mib": gpu_mib(), "kv_tokens": room}
 
 
-def kv_tokens(exposition):
+def kv_tokens(text):
     """Blocks of vLLM's KV cache times their tokens, out of its metrics; None where they do not tell."""
-    facts = re.search(r"^vllm:cache_config_info{(.*)}", exposition, re.MULTILINE)
+    facts = re.search(r"^vllm:cache_config_info{(.*)}", text, re.MULTILINE)
     told = dict(re.findall(r'(\w+)="(\d+)"', facts[1])) if facts else {}
     sizes = [int(told[name]) for name in ("num_gpu_blocks", "block_size") if name in told]
     return sizes[0] * sizes[1] if len(sizes) == 2 else None

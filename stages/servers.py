@@ -233,18 +233,23 @@ def answer(path):
         return json.load(response)
 
 
-def read_metrics(server, names):
-    """The server's own figures now, by our `names`; an empty dict where it does not tell them."""
+def exposition(server):
+    """The server's own figures now, as Prometheus text; empty where it does not tell them."""
     try:
         with urllib.request.urlopen(server.metrics, timeout=10) as response:
-            return sums(response.read().decode(), names)
+            return response.read().decode()
     except OSError:
-        return {}
+        return ""
 
 
-def sums(exposition, names):
+def read_metrics(server, names):
+    """The server's own figures now, by our `names`; an empty dict where it does not tell them."""
+    return sums(exposition(server), names)
+
+
+def sums(text, names):
     """Prometheus text -> our name -> the sum over all labels of the metric; a metric that is not there is left out."""
-    samples = [line.rsplit(" ", 1) for line in exposition.splitlines() if line and not line.startswith("#")]
+    samples = [line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
     found = {}
     for name, metric in names.items():
         if values := [float(value) for sample, value in samples if sample.split("{")[0] == metric]:

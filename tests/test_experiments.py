@@ -1,7 +1,6 @@
 """`make experiments` and `make bench`: what there is to measure, what it takes, and how one experiment is run."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from contracts import BrokenContract, Contract
 
 from stages.experiments import COST, Bench, unfinished, visits, with_experiment
 from stages.ledger import load_ledger
+from stages.runs import lookup
 from stages.stage import load_yaml, read_params
 from tools.experiments import HEADER, row, table
 
@@ -151,21 +151,21 @@ def profile_params(name):
     return Bench(**load_yaml(REPO / "params.yaml")["bench"] | values)
 
 
-def measured(key, points):
-    """Whether a key such as points[concurrency=16].ttft_ms_p50 finds one of these points."""
-    conditions = [one.split("=") for one in re.search(r"points\[(.*?)\]", key)[1].split(",")]
-    names = {"input_tokens_asked": "input_tokens", "output_tokens_asked": "output_tokens"}
-    return any(all(str(getattr(one, names.get(k, k))) == v for k, v in conditions) for one in points)
+def as_result(points):
+    """What points.json says of these points before they are measured."""
+    keys = ("concurrency", "input_tokens_asked", "output_tokens_asked")
+    values = [(one.concurrency, one.input_tokens, one.output_tokens) for one in points]
+    return {"points": [dict(zip(keys, each, strict=True)) for each in values]}
 
 
 def test_every_point_that_a_claim_reads_is_one_that_a_profile_measures():
     _, claims = load_ledger(REPO / "data/claims.yaml")
     read = [figure for claim in claims if claim.measure for figure in claim.figures.values()]
-    figures = [(Path(one["file"]).parts, one["key"]) for one in read]
+    figures = [(Path(one["file"]).parts, one["key"].rpartition(".")[0]) for one in read]
     figures = [(parts[1], parts[2], key) for parts, key in figures if parts[0] == "bench" and "points[" in key]
     profiles, missing = [profile_params(name) for name in ("writeup", "weightless")], set()
     for experiment, server, key in figures:
         plans = [visits(with_experiment(p, experiment)) for p in profiles if experiment in p.experiments]
-        if not any(measured(key, group) for plan in plans for name, group in plan if name == server):
+        if not any(lookup(as_result(group), key) for plan in plans for name, group in plan if name == server):
             missing.add((experiment, server, key))
     assert len(figures) > 70 and missing == set()
