@@ -9,8 +9,9 @@ out:  results/<profile>/multilora/SERVER/multilora.json   proof: did each reques
       results/<profile>/multilora/SERVER/raw/             what was asked and answered, the servers' logs
 
 The proof: the writeup's six prompts at once with its ids -1 0 1 -1 0 1 (none, lora, qlora), greedy; then each alone.
-"float32": no rounding decides between two tokens; "served": in the precision that the server has otherwise, where the
-other requests of a batch may change the last bits, and with them a greedy answer.
+"float32": no rounding decides between two tokens; "batch-invariant": vLLM computes a request alike in every batch (on a
+GPU, where its LoRA kernels take no float32); "served": as the server is otherwise, where the other requests of a batch
+may change the last bits, and with them a greedy answer.
 The points, vLLM only: stages/multilora_points.py.
 """
 
@@ -160,33 +161,53 @@ def with_lora(p, plain, rank, *options):
     return [*plain, *words, *options]
 
 
+def exactly(machine):
+    """(precision, environment, further words) of a vLLM whose answers do not hang on the rest of the batch."""
+    if machine["gpus"]:
+        # One name until vLLM 0.11.0, the other since then.
+        return "batch-invariant", ["VLLM_KERNEL_OVERRIDE_BATCH_INVARIANT=1", "VLLM_BATCH_INVARIANT=1"], []
+    return "float32", [], ["--dtype", "float32"]
+
+
 def measure_vllm(p, images, out):
-    """A server without LoRA, one in float32 for the proof, then one for each rank; the first of these proves too."""
+    """A server without LoRA, one for each rank, the first of which proves too, and one for the exact proof; should that
+    one fail, its reason stands in its place."""
     server = SERVERS["vllm"]("base")
     plain = server.command(p.server_options)
+    exact, environment, words = exactly(read_json(results("machine") / "machine.json"))
 
     start = ["containers/run", images[0]]
     updating = [*start, "env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]  # adapters are loaded while it runs
-    runs = {"none": [*start, *plain], "float32": updating + with_lora(p, plain, p.ranks[0], "--dtype", "float32")}
+    runs = {"none": [*start, *plain]}
     runs |= {rank: updating + with_lora(p, plain, rank) for rank in p.ranks}
+    runs |= {exact: [*updating, *environment, *with_lora(p, plain, p.ranks[0], *words)]}
     found = {"proof": {}, "points": []}
     for name, command in runs.items():
-        with serving(server, command, out / "raw" / f"server-{name}.log", p.ready_seconds) as (process, ready):
-            asking = Asking(p, images[1], process, out)
-            found["engine"], found["engine_is_stand_in"] = server.engine()
-            print(f"multilora: {found['engine']}, LoRA {name}, is ready after {ready:.0f} s", flush=True)
-            if name == "none":
-                none = {"arm": "none", "adapters": 0, "popularity": None, "rank": None, "slots": 0,
-                        "adapter_bytes": None, "load_seconds": None}  # fmt: skip
-                found["points"].append(none | point(p, asking, "none", [], None))
-            if name in ("float32", p.ranks[0]):
-                for adapter in ADAPTERS:
-                    load_adapter(adapter, results("finetune") / adapter / "adapter")
-                precision = "float32" if name == "float32" else "served"
-                found["proof"][precision] = proof(p, asking, precision, "vllm", URL, {})
-            if name in p.ranks:
-                found["points"] += study_rank(p, asking, name)
+        try:
+            with serving(server, command, out / "raw" / f"server-{name}.log", p.ready_seconds) as (process, ready):
+                found["engine"], found["engine_is_stand_in"] = server.engine()
+                print(f"multilora: {found['engine']}, LoRA {name}, is ready after {ready:.0f} s", flush=True)
+                measure_server(p, Asking(p, images[1], process, out), name, exact, found)
+        except UserError as error:
+            if name != exact:
+                raise
+            found["proof"][exact] = {"not_measured": str(error)}
     return {**found, "server_command": runs[p.ranks[0]]}
+
+
+def measure_server(p, asking, name, exact, found):
+    """Add to `found` what a running vLLM is there for: a rank's number, "none", or the name of the exact precision."""
+    if name == "none":
+        none = {"arm": "none", "adapters": 0, "popularity": None, "rank": None, "slots": 0,
+                "adapter_bytes": None, "load_seconds": None}  # fmt: skip
+        found["points"].append(none | point(p, asking, "none", [], None))
+    if name in (exact, p.ranks[0]):
+        for adapter in ADAPTERS:
+            load_adapter(adapter, results("finetune") / adapter / "adapter")
+        precision = exact if name == exact else "served"
+        found["proof"][precision] = proof(p, asking, precision, "vllm", URL, {})
+    if name in p.ranks:
+        found["points"] += study_rank(p, asking, name)
 
 
 def bytes_of(folder):
@@ -213,11 +234,21 @@ def main():
     found = measures[kind](p, images, out)
     write_metrics(out / "multilora.json", {**facts, **found})
     for precision, shown in found["proof"].items():
-        alone = (
-            f"{shown['same_as_alone']} of {shown['requests']} answers given at once are those of their adapter alone"
+        print(f"multilora, {precision}: {said(shown)}")
+    if failed := [precision for precision, shown in found["proof"].items() if "not_measured" in shown]:
+        raise UserError(
+            f"no proof in {failed[0]}; all else stands in {out / 'multilora.json'}; see {out / 'raw'}/*.log"
         )
-        off = f"{shown['other_than_adapter_off']} of {shown['with_an_adapter']} differ from the adapter switched off"
-        print(f"multilora, {precision}: {alone}; {off}")
+
+
+def said(proof):
+    """A proof in one line."""
+    if "not_measured" in proof:
+        return f"not measured: {proof['not_measured']}"
+    alone = f"{proof['same_as_alone']} of {proof['requests']} answers given at once are those of their adapter alone"
+    return (
+        f"{alone}; {proof['other_than_adapter_off']} of {proof['with_an_adapter']} differ from the adapter switched off"
+    )
 
 
 if __name__ == "__main__":

@@ -209,6 +209,7 @@ def main():
     out.mkdir(parents=True)
 
     begun, busy = time.strftime("%Y-%m-%d %H:%M:%S"), os.getloadavg()[0]
+    clients = {name: {"version": version(name, images), "source": SOURCES[name]} for name in CLIENTS}
     make_prompts(p, images, out)
     mock = against_the_mock(p, images, out)
     engine, server = against_vllm(p, images, out)
@@ -226,7 +227,7 @@ def main():
             "input_tokens": p.input_tokens,
             "output_tokens": p.output_tokens,
             "requests_per_stream": p.requests_per_stream,
-            "clients": {name: {"version": version(name, images), "source": SOURCES[name]} for name in CLIENTS},
+            "clients": clients,
             "conversion": [dict(zip(("name", "formula", *CLIENTS), row, strict=True)) for row in CONVERSION],
             "mock": mock,
             "server": server,

@@ -74,8 +74,11 @@ def row(result, config, machine_rates):
     }
 
 
-def rows(p, machine, found, config, machine_rates):
-    """Every method in every arm it has, measured or not, with what it is worth over doing nothing in the same arm."""
+def rows(p, machine, found, failed, config, machine_rates):
+    """Every method in every arm it has, measured or not, with what it is worth over doing nothing in the same arm.
+
+    found: {task: its result}; failed: {task: why it has none}.
+    """
     listed = []
     for arm in p.arms:
         plain = found.get(f"none-{arm}")
@@ -85,7 +88,7 @@ def rows(p, machine, found, config, machine_rates):
             name = f"{method}-{arm}"
             listed.append({"id": name, "method": method, "arm": arm, "says": entry.says, "not_measured": None})
             if name not in found:
-                left_out = f"params.yaml: speedups.methods has no {method}"
+                left_out = failed.get(name, f"params.yaml: speedups.methods has no {method}")
                 listed[-1]["not_measured"] = not_run(machine, {"method": method, "arm": arm}) or left_out
                 continue
             listed[-1] |= row(found[name], config, machine_rates)
@@ -95,8 +98,9 @@ def rows(p, machine, found, config, machine_rates):
     return listed
 
 
-def systems(p, found):
-    """Every system's throughput on the same prompts, and how many times that of Transformers' static batches it is."""
+def systems(found, failed):
+    """Every system's throughput on the same prompts, and how many times that of Transformers' static batches it is;
+    found and failed as in rows()."""
     entries = {name: found.get(f"batch-{name}") for name in SYSTEMS}
     measured = {name: one for name, one in entries.items() if one}
     if len({one["prompts_sha256"] for one in measured.values()}) > 1:
@@ -105,7 +109,8 @@ def systems(p, found):
     for name, one in entries.items():
         listed.append({"system": name, "not_measured": None})
         if not one:
-            listed[-1]["not_measured"] = f"params.yaml: speedups.batch_systems has no {name}"
+            left_out = f"params.yaml: speedups.batch_systems has no {name}"
+            listed[-1]["not_measured"] = failed.get(f"batch-{name}", left_out)
             continue
         found_rates = rates_of(one["repeats"])
         known = len(found_rates) >= REPEATS_NEEDED

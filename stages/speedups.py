@@ -169,20 +169,31 @@ class Progress:
 
 
 def run_tasks(p, todo, work):
-    """{name: result} of every task; those whose result is there already are not run again."""
+    """({name: result} of every task that ran, {name: why} of every one that failed); those whose result is there
+    already are not run again, and one that fails does not keep the others from being measured."""
     pending = [task for task in todo if not (work / f"{task.name}.json").exists()]
     if kept := len(todo) - len(pending):
         print(f"speedups: {kept} of {len(todo)} are there from a run that was cut off", flush=True)
-    progress = Progress([task.name for task in pending])
+    progress, failed = Progress([task.name for task in pending]), {}
     for task in pending:
         given, out, log = (work / f"{task.name}.{end}" for end in ("task", "json", "log"))
         write_json(given, task.words)
         log.unlink(missing_ok=True)
         command = ["containers/run", task.image, "python3", "-m", task.module, str(given), str(out)]
         progress.start(task, out.with_suffix(".answers"))
-        run_client(task.name, command, log, None, p.run_seconds, progress)
+        try:
+            run_client(task.name, command, log, None, p.run_seconds, progress)
+        except UserError as error:
+            print(f"speedups: {error}", file=sys.stderr, flush=True)
+            failed[task.name] = f"it failed: {last_line(log)}"
         progress.done += 1
-    return {task.name: read_json(work / f"{task.name}.json") for task in todo}
+    return {task.name: read_json(work / f"{task.name}.json") for task in todo if task.name not in failed}, failed
+
+
+def last_line(log):
+    """What a program said last; for a Python program that failed, its error."""
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def given_images():
@@ -232,8 +243,8 @@ def main():
 
     begun, busy = time.strftime("%Y-%m-%d %H:%M:%S"), os.getloadavg()[0]
     todo = [task for task in tasks(p, images) if not not_run(machine, task.words)]
-    found = run_tasks(p, todo, work)
-    listed = rows(p, machine, found, config, rates(limits))
+    found, failed = run_tasks(p, todo, work)
+    listed = rows(p, machine, found, failed, config, rates(limits))
     cache = next((one["kv_cache"] for one in found.values() if one.get("kv_cache")), None)
     out = results("speedups")
     keep_raw(work, out)
@@ -252,14 +263,17 @@ def main():
             "published_seconds": sum(one.get("wall_seconds", 0) for one in listed if one["arm"] == "published"),
             "vllm_kv_cache": cache,
             "rows": listed,
-            "systems": systems(p, found),
+            "systems": systems(found, failed),
         },
     )
-    shutil.rmtree(work)  # a run that is asked for again measures again
     for one in listed:
         said = one["not_measured"] or f"{one['tokens_per_second']:.2f} tokens/s"
         print(f"speedups: {one['id']}: {said}")
     print(f"speedups: {out / 'speedups.json'}")
+    if failed:
+        raise UserError(f"{len(failed)} of {len(todo)} failed: {', '.join(failed)}; see {out / 'raw'}/*.log; the same "
+                        "command tries these again and keeps the others")  # fmt: skip
+    shutil.rmtree(work)  # a run that is asked for again measures again
 
 
 if __name__ == "__main__":

@@ -82,15 +82,13 @@ def multilora(ledger):
     yield (
         "text",
         "Six requests at once that name no adapter, the first and the second in turn, greedily; then each alone, on "
-        "the same server. In float32 no rounding decides between two tokens; as served, a batch may change the last "
-        "bits.",
+        "the same server. In float32 no rounding decides between two tokens; batch-invariant kernels, on a GPU, "
+        "compute a request alike in every batch; as served, a batch may change the last bits.",
     )
     rows, points = [], []
     for name, data in found:
         for precision, proof in data["proof"].items():
-            same = f"{proof['same_as_alone']} of {proof['requests']}"
-            other = f"{proof['other_than_adapter_off']} of {proof['with_an_adapter']}"
-            rows.append([name, data["engine"], precision, same, other])
+            rows.append([name, data["engine"], precision, *proof_cells(proof)])
         points += [[name, row["arm"], row["popularity"] or "—", *cells(row, POINT)] for row in data["points"]]
     header = ["run", "engine", "precision", "as from its adapter alone", "other than with the adapter off"]
     yield ("table", header, rows)
@@ -118,6 +116,13 @@ def multilora(ledger):
             )
             yield ("figure", figure, by_adapters(figure, data["points"]), caption)
     yield ("table", ["run", "arm", "popularity", *POINT], points)
+
+
+def proof_cells(proof):
+    if "not_measured" in proof:
+        return [f"not measured: {proof['not_measured']}", "—"]
+    same = f"{proof['same_as_alone']} of {proof['requests']}"
+    return [same, f"{proof['other_than_adapter_off']} of {proof['with_an_adapter']}"]
 
 
 PANELS = {"output_tokens_per_second": "output tokens/s, all users", "ttft_ms_p50": "first token after ms (median)"}

@@ -118,9 +118,24 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(tmp_path, monkeypat
     monkeypatch.setattr(speedups, "run_client", client)
     todo = tasks(P, IMAGES)
     write_json(tmp_path / f"{todo[0].name}.json", {"made": "before"})
-    found = run_tasks(P, todo, tmp_path)
+    found, failed = run_tasks(P, todo, tmp_path)
+    assert failed == {}
     assert started == [task.name for task in todo[1:]]
     assert found[todo[0].name] == {"made": "before"} and found.keys() == {task.name for task in todo}
+
+
+def test_a_method_that_fails_stands_there_with_its_error_and_the_others_are_measured(tmp_path, capsys):
+    script = tmp_path / "method.py"
+    script.write_text("import json, sys\nif 'int8-' in sys.argv[1]: raise ValueError('no kernel for this GPU')\n"
+                      "json.dump({'made': sys.argv[1]}, open(sys.argv[2], 'w'))\n")  # fmt: skip
+    todo = [replace(task, image="host:", module="method") for task in tasks(P, IMAGES)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        found, failed = run_tasks(P, todo, tmp_path)
+    assert failed == {"int8-corrected": "it failed: ValueError: no kernel for this GPU"}
+    assert found.keys() == {task.name for task in todo} - {"int8-corrected"}
+    listed = {row["id"]: row for row in rows(P, GPU, {}, failed, LLAMA, RATES)}
+    assert listed["int8-corrected"]["not_measured"] == "it failed: ValueError: no kernel for this GPU"
 
 
 # What is made of the measurements.
@@ -139,7 +154,7 @@ def result(method, arm, speeds, tokens=24):
 def measured(machine=CPU):
     found = {"none-corrected": result("none", "corrected", [10, 20, 30]),
              "vllm-corrected": result("vllm", "corrected", [40, 40, 40])}  # fmt: skip
-    return {row["id"]: row for row in rows(P, machine, found, LLAMA, RATES)}
+    return {row["id"]: row for row in rows(P, machine, found, {}, LLAMA, RATES)}
 
 
 def test_the_mean_is_over_answers_and_a_method_is_worth_its_ratio_to_doing_nothing():
@@ -168,7 +183,7 @@ def test_what_was_not_measured_stands_there_with_the_reason():
     assert found["int8-corrected"]["not_measured"].startswith("on a CPU bitsandbytes")
     assert "tokens_per_second" not in found["int8-corrected"]
     without = replace(P, methods=["none"])
-    listed = {row["id"]: row for row in rows(without, GPU, {}, LLAMA, RATES)}
+    listed = {row["id"]: row for row in rows(without, GPU, {}, {}, LLAMA, RATES)}
     assert listed["int8-corrected"]["not_measured"] == "params.yaml: speedups.methods has no int8"
 
 
@@ -181,11 +196,11 @@ def batch(seconds, digest="a"):
 
 def test_systems_are_held_against_static_batches_of_the_same_prompts():
     found = {"batch-static": batch([4, 5, 5]), "batch-vllm": batch([1, 1, 2])}
-    listed = {one["system"]: one for one in systems(P, found)}
+    listed = {one["system"]: one for one in systems(found, {})}
     assert (listed["static"]["tokens_per_second"], listed["vllm"]["over_static"]["ratio"]) == (20, 5)
     assert listed["one"]["not_measured"] == "params.yaml: speedups.batch_systems has no one"
     with pytest.raises(UserError, match="not given the same prompts"):
-        systems(P, {**found, "batch-vllm": batch([1, 1, 2], "b")})
+        systems({**found, "batch-vllm": batch([1, 1, 2], "b")}, {})
 
 
 @pytest.mark.parametrize(
