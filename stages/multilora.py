@@ -8,26 +8,37 @@ out:  results/<profile>/multilora/SERVER/multilora.json   proof: did each reques
                                                           points: speed and memory by adapters, rank and popularity
       results/<profile>/multilora/SERVER/raw/             what was asked and answered, the servers' logs
 
-The proof: the writeup's six prompts at once with its ids -1 0 1 -1 0 1 (none, lora, qlora), greedy; then each alone.
-"float32": no rounding decides between two tokens; "batch-invariant": vLLM computes a request alike in every batch (on a
-GPU, where its LoRA kernels take no float32); "served": as the server is otherwise, where the other requests of a batch
-may change the last bits, and with them a greedy answer.
-The points, vLLM only: stages/multilora_points.py.
+The proof: stages/multilora_proof.py. The points, vLLM only: stages/multilora_points.py. A run that is killed goes on
+with the vLLM that it had come to.
 """
 
+import dataclasses
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from stages.multilora_points import POPULARITY, load_adapter, point, study_rank
+from stages.multilora_proof import Asking, proof, said
 from stages.repository import TASKS
 from stages.servers import ADAPTERS, SERVERS, URL
-from stages.serving import run_client, serving
-from stages.stage import UserError, flags, read_json, read_params, results, run, write_json, write_metrics
-from stages.streams import Request
-from stages.studies import begin, in_template, load, write_not_measured
+from stages.serving import serving
+from stages.stage import (
+    UserError,
+    fingerprint,
+    flags,
+    read_json,
+    read_params,
+    results,
+    run,
+    work_dir,
+    write_json,
+    write_metrics,
+)
+from stages.studies import begin, write_not_measured
 
-PROOF = [None, *ADAPTERS]  # the writeup's task ids -1, 0, 1
+# Files whose change makes what a server gave another measurement.
+MEASURING = ("multilora.py", "multilora_points.py", "multilora_proof.py", "streams.py")
 
 
 @dataclass
@@ -65,59 +76,6 @@ class Multilora:
         return min(self.max_loras, max(self.adapters))
 
 
-class Asking:
-    """A server that runs, and the client environment that asks it."""
-
-    def __init__(self, p, image, process, out):
-        self.p, self.image, self.process, self.out = p, image, process, out / "raw"
-
-    def client(self, name, *words):
-        command = ["containers/run", self.image, "python3", *(str(word) for word in words)]
-        run_client(name, command, self.out / f"{name}.log", self.process, self.p.client_seconds)
-
-    def ask(self, name, loads):
-        """What stages/streams.py gives of each load."""
-        write_json(self.out / f"{name}.ask.json", loads)
-        told = self.out / f"{name}.told.json"
-        self.client(name, "-m", "stages.streams", self.out / f"{name}.ask.json", told)
-        return read_json(told)
-
-
-# The proof.
-
-
-def proof(p, asking, precision, client, url, adapters):
-    """Six requests at once, then each alone; in the template that the adapters were trained with."""
-    prompts = [in_template(text) for text in read_json(p.prompts)]
-    asked = [
-        Request(prompt, PROOF[number % len(PROOF)], p.proof_tokens, 0, 0.0, 1.0, p.seed)
-        for number, prompt in enumerate(prompts)
-    ]
-    # Once to warm up: the first request of an adapter brings it into the engine.
-    loads = [load(client, url, asked, width, adapters=adapters) for width in (1, len(asked), 1)]
-    _, together, alone = asking.ask(f"proof-{precision}", loads)
-    rows = [
-        {"prompt": one.prompt, "adapter": one.adapter, "together": both["text"], "alone": single["text"]}
-        for one, both, single in zip(asked, together["answers"], alone["answers"], strict=True)
-    ]
-    return {"rows": rows, "together_seconds": together["wall_seconds"], "alone_seconds": alone["wall_seconds"],
-            **compared(rows)}  # fmt: skip
-
-
-def compared(rows):
-    """How many answers are the ones that their adapter gives alone; how many of an adapter are not the base model's;
-    and how many different answers the prompts have, over all adapters."""
-    base = {row["prompt"]: row["alone"] for row in rows if row["adapter"] is None}
-    adapted = [row for row in rows if row["adapter"]]
-    return {
-        "requests": len(rows),
-        "same_as_alone": sum(row["together"] == row["alone"] for row in rows),
-        "different_answers": len({(row["prompt"], row["together"]) for row in rows}),
-        "with_an_adapter": len(adapted),
-        "other_than_adapter_off": sum(row["together"] != base[row["prompt"]] for row in adapted),
-    }
-
-
 # The servers.
 
 
@@ -148,7 +106,7 @@ def measure_triton(p, images, out):
         with serving(server, command, out / "raw" / f"server-{precision}.log", p.ready_seconds) as (process, _):
             found["engine"], found["engine_is_stand_in"] = server.engine()
             tasks = {name: task for task, name in TASKS.items()}
-            asking = Asking(p, images[1], process, out)
+            asking = Asking(p, images[1], process, out / "raw")
             found["proof"][precision] = proof(p, asking, precision, "triton-stream", "127.0.0.1:8001", tasks)
     shutil.rmtree(out / "float32", ignore_errors=True)
     return {**found, "server_command": commands["served"]}
@@ -171,45 +129,77 @@ def exactly(machine):
     return "float32", [], ["--dtype", "float32"]
 
 
-def measure_vllm(p, images, out):
-    """A server without LoRA, one for each rank, the first of which proves too, and one for the exact proof; should that
-    one fail, its reason stands in its place."""
-    server = SERVERS["vllm"]("base")
-    plain = server.command(p.server_options)
-    exact, environment, words = exactly(read_json(results("machine") / "machine.json"))
-
-    start = ["containers/run", images[0]]
+def commands(p, image, server, exact):
+    """{name: command} of the servers: one without LoRA, one for each rank, one for the exact proof; exact: what
+    exactly() gives."""
+    plain, start = server.command(p.server_options), ["containers/run", image]
     updating = [*start, "env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]  # adapters are loaded while it runs
-    runs = {"none": [*start, *plain]}
-    runs |= {rank: updating + with_lora(p, plain, rank) for rank in p.ranks}
-    runs |= {exact: [*updating, *environment, *with_lora(p, plain, p.ranks[0], *words)]}
-    found = {"proof": {}, "points": []}
+    precision, environment, words = exact
+    return {
+        "none": [*start, *plain],
+        **{rank: updating + with_lora(p, plain, rank) for rank in p.ranks},
+        precision: [*updating, *environment, *with_lora(p, plain, p.ranks[0], *words)],
+    }
+
+
+def measure_vllm(p, images, out):
+    """The points of all servers and two proofs. What a server gave is kept for a run that was cut off; should the one
+    of the exact proof fail, its reason stands in its place."""
+    server = SERVERS["vllm"]("base")
+    exact = exactly(read_json(results("machine") / "machine.json"))
+    runs, work = commands(p, images[0], server, exact), working_folder(p, images)
+    found = {"proof": {}, "points": [], "server_command": runs[p.ranks[0]]}
     for name, command in runs.items():
         try:
-            with serving(server, command, out / "raw" / f"server-{name}.log", p.ready_seconds) as (process, ready):
-                found["engine"], found["engine_is_stand_in"] = server.engine()
-                print(f"multilora: {found['engine']}, LoRA {name}, is ready after {ready:.0f} s", flush=True)
-                measure_server(p, Asking(p, images[1], process, out), name, exact, found)
+            part = of_server(p, server, images[1], name, command, exact[0], work)
         except UserError as error:
-            if name != exact:
+            if name != exact[0]:
                 raise
-            found["proof"][exact] = {"not_measured": str(error)}
-    return {**found, "server_command": runs[p.ranks[0]]}
+            part = {"proof": {name: {"not_measured": str(error)}}, "points": []}
+        found["points"] += part.pop("points")
+        found["proof"] |= part.pop("proof")
+        found |= part
+    shutil.copytree(work, out / "raw", dirs_exist_ok=True)
+    return found
 
 
-def measure_server(p, asking, name, exact, found):
-    """Add to `found` what a running vLLM is there for: a rank's number, "none", or the name of the exact precision."""
+def working_folder(p, images):
+    """Where is kept what a server gave; another folder when anything has changed that it stands on."""
+    made = [results("machine") / "machine.json", results("base_model") / "metrics.json"]
+    made += [results("finetune") / adapter / "metrics.json" for adapter in ADAPTERS]
+    settings = [dataclasses.asdict(p), images, *map(read_json, made)]
+    return work_dir("multilora", fingerprint(settings, [Path(__file__).parent / one for one in MEASURING]))
+
+
+def of_server(p, server, client, name, command, exact, work):
+    """{proof, points, engine, engine_is_stand_in} of one server, measured or kept; client: the client's image."""
+    kept = work / f"{name}.json"
+    if kept.exists():
+        print(f"multilora: LoRA {name} is there from a run that was cut off", flush=True)
+        return read_json(kept)
+    with serving(server, command, work / f"server-{name}.log", p.ready_seconds) as (process, ready):
+        engine, stand_in = server.engine()
+        print(f"multilora: {engine}, LoRA {name}, is ready after {ready:.0f} s", flush=True)
+        found = measure_server(p, Asking(p, client, process, work), name, exact)
+        write_json(kept, {**found, "engine": engine, "engine_is_stand_in": stand_in})
+    return read_json(kept)
+
+
+def measure_server(p, asking, name, exact):
+    """{proof, points} that a running vLLM is there for; name: "none", a rank, or the exact precision."""
+    proofs, points = {}, []
     if name == "none":
         none = {"arm": "none", "adapters": 0, "popularity": None, "rank": None, "slots": 0,
                 "adapter_bytes": None, "load_seconds": None}  # fmt: skip
-        found["points"].append(none | point(p, asking, "none", [], None))
+        points.append(none | point(p, asking, "none", [], None))
     if name in (exact, p.ranks[0]):
         for adapter in ADAPTERS:
             load_adapter(adapter, results("finetune") / adapter / "adapter")
         precision = exact if name == exact else "served"
-        found["proof"][precision] = proof(p, asking, precision, "vllm", URL, {})
+        proofs[precision] = proof(p, asking, precision, "vllm", URL, {})
     if name in p.ranks:
-        found["points"] += study_rank(p, asking, name)
+        points += study_rank(p, asking, name)
+    return {"proof": proofs, "points": points}
 
 
 def bytes_of(folder):
@@ -238,19 +228,10 @@ def main():
     for precision, shown in found["proof"].items():
         print(f"multilora, {precision}: {said(shown)}")
     if failed := [precision for precision, shown in found["proof"].items() if "not_measured" in shown]:
-        raise UserError(
-            f"no proof in {failed[0]}; all else stands in {out / 'multilora.json'}; see {out / 'raw'}/*.log"
-        )
-
-
-def said(proof):
-    """A proof in one line."""
-    if "not_measured" in proof:
-        return f"not measured: {proof['not_measured']}"
-    alone = f"{proof['same_as_alone']} of {proof['requests']} answers given at once are those of their adapter alone"
-    return (
-        f"{alone}; {proof['other_than_adapter_off']} of {proof['with_an_adapter']} differ from the adapter switched off"
-    )
+        raise UserError(f"no proof in {failed[0]}; see {out / 'raw'}/*.log; the same command tries it again and keeps "
+                        "all else")  # fmt: skip
+    if kind == "vllm":
+        shutil.rmtree(working_folder(p, images))  # a run that is asked for again measures again
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 import json
 import subprocess
 from collections import Counter
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from conftest import REPO, left_out
 
-from stages.multilora import Multilora, compared
+from stages import multilora
+from stages.multilora import Multilora
 from stages.multilora_points import drawn, kv_tokens
+from stages.multilora_proof import compared
 from stages.stage import UserError, read_json
 
 P = {"servers": ["vllm"], "prompts": "data/multilora_prompts.json", "proof_tokens": 10, "adapters": [1, 4],
@@ -45,6 +49,58 @@ def test_the_six_prompts_are_the_writeups_two_three_times_each():
     assert [prompts.count(one) for one in dict.fromkeys(prompts)] == [3, 3] and prompts[:3] == [prompts[0]] * 3
     # The shell passes \n on as it stands: its printed token ids show a backslash and an n.
     assert all("\\n" in one and "\n" not in one for one in prompts)
+
+
+# A run that is cut off.
+
+
+@pytest.fixture
+def servers(tmp_path, monkeypatch):
+    """A GPU machine whose vLLMs are doubles; set `fails` to the name of one that fails. Returns (run, asked)."""
+    asked, fails = [], set()
+
+    class Vllm:
+        def __init__(self, model):
+            self.command, self.engine = lambda options: ["vllm"], lambda: ("a double", True)
+
+    def measure_server(p, asking, name, exact):
+        asked.append(name)
+        if name in fails:
+            raise UserError(f"no kernel for {name}")
+        return {"proof": {"served": {}} if name == 8 else {}, "points": [{"arm": name}]}
+
+    @contextmanager
+    def serving(server, command, log, seconds):
+        yield None, 1.0
+
+    monkeypatch.setattr(multilora, "SERVERS", {"vllm": Vllm})
+    monkeypatch.setattr(multilora, "serving", serving)
+    monkeypatch.setattr(multilora, "measure_server", measure_server)
+    monkeypatch.setattr(multilora, "working_folder", lambda p, images: work)
+    monkeypatch.setattr(multilora, "results", lambda name: tmp_path)
+    (work := tmp_path / "work").mkdir()
+    (tmp_path / "machine.json").write_text('{"gpus": [{"name": "a GPU"}]}')
+    p = Multilora(**{**P, "ranks": [8, 64]})
+    return partial(multilora.measure_vllm, p, ["host:", "host:"], tmp_path / "out"), asked, fails
+
+
+def test_a_study_that_was_cut_off_goes_on_with_the_server_that_it_had_come_to(servers):
+    run, asked, fails = servers
+    fails.add(64)
+    with pytest.raises(UserError, match="no kernel for 64"):
+        run()
+    fails.clear()
+    found = run()
+    assert asked == ["none", 8, 64, 64, "batch-invariant"]
+    assert [one["arm"] for one in found["points"]] == ["none", 8, 64, "batch-invariant"]
+
+
+def test_a_server_that_cannot_give_the_exact_proof_leaves_its_reason_and_all_else(servers):
+    run, _, fails = servers
+    fails.add("batch-invariant")
+    found = run()
+    assert found["proof"] == {"served": {}, "batch-invariant": {"not_measured": "no kernel for batch-invariant"}}
+    assert [one["arm"] for one in found["points"]] == ["none", 8, 64]
 
 
 # The study.

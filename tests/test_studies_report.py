@@ -10,7 +10,7 @@ from conftest import REPO
 from stages import studies_report
 from stages.claims import settle
 from stages.ledger import load_ledger
-from stages.multilora import compared
+from stages.multilora_proof import compared
 from stages.stage import read_json, write_json
 
 FIXTURES = REPO / "tests/fixtures/studies"
