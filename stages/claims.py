@@ -56,7 +56,8 @@ def alike(want, have):
 
 
 def outcome(claim, name, folder, arm, tolerance):
-    """{run, verdict, reason, measured} of one claim in one run (and fine-tuning arm)."""
+    """{run, verdict, reason, measured} of one claim in one run (and fine-tuning arm); where it is not comparable, with
+    the conditions that are other ones, `apart`."""
     stated, values, problems = [], {}, []
     result = {"run": f"{name} ({arm[1:]} arm)" if arm else name, "measured": None}
     for figure, where in claim.figures.items():
@@ -75,12 +76,12 @@ def outcome(claim, name, folder, arm, tolerance):
     if None not in [values.get(figure) for figure in claim.figures]:
         result["measured"] = compute(claim.formula, values)
     facts = gathered(stated, run_facts(folder))
-    if lacks := unmet(claim.requires, facts):
-        problems.append("needs " + ", ".join(lacks))
-    if problems:
+    lacks = unmet(claim.requires, facts)
+    if apart := problems + lacks:
+        needs = ["needs " + ", ".join(lacks)] if lacks else []
         model = facts.get("model", ["a model without a name"])[0]
         shown = "" if result["measured"] is None else f"; measured {show(result['measured'])} on {model}"
-        return {**result, "verdict": "not comparable", "reason": "; ".join(problems) + shown}
+        return {**result, "verdict": "not comparable", "reason": "; ".join(problems + needs) + shown, "apart": apart}
     return {**result, **judge(claim, result["measured"], values, tolerance)}
 
 
@@ -152,12 +153,17 @@ def settle(claim, tolerance, all_runs):
         outcomes.append({"run": "arithmetic", "measured": value, **judge(claim, value, {}, ARITHMETIC_TOLERANCE)})
     reason = "no stage measures it" if claim.measure is None else "there is no run yet; `make reproduce` makes one"
     nothing = {"run": None, "verdict": "not measured", "measured": None, "reason": reason}
-    best = min(outcomes, key=lambda one: VERDICTS.index(one["verdict"]), default=nothing)
+    best = min(outcomes, key=rank, default=nothing)
     if claim.contradiction:
         outcomes, best = [contradicted(one) for one in outcomes], contradicted(best)
         measured = "" if best["measured"] is None else f" ({best['reason']})"
         best = {**best, "verdict": CONTRADICTED, "reason": claim.contradiction + measured}
     return {**dataclasses.asdict(claim), "published": published(claim), **best, "outcomes": outcomes}
+
+
+def rank(outcome):
+    """The less, the better: by verdict, then a figure before none, then the fewest conditions that are other ones."""
+    return VERDICTS.index(outcome["verdict"]), outcome["measured"] is None, len(outcome.get("apart", ()))
 
 
 def contradicted(outcome):

@@ -47,11 +47,13 @@ def one_run(name, data, published):
     """Figure and tables of one run."""
     yield ("heading", 3, f"One answer at a time: {name}")
     random = " Its weights are random: what is guessed from the prompt means nothing." * (data["weights"] == "random")
+    busy = data["load_average_before"]
+    when = "" if busy is None else f", when {busy:.1f} processes wanted a core"
     yield (
         "text",
         f"{data['model']} on {machine(data)}; {data['answers']} answers a method to one prompt, up to "
         f"{data['max_new_tokens']} new tokens; the mean of tokens/s over answers, as in the writeup, with its 95 % "
-        f"interval. Begun {data['begun']}, when {data['load_average_before']:.1f} processes wanted a core.{random}",
+        f"interval. Begun {data['begun']}{when}.{random}",
     )
     if shared(data):
         yield (

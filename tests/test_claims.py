@@ -12,7 +12,7 @@ import pytest
 from stages import claims as stage
 from stages.claims import CONTRADICTED, VERDICTS, settle
 from stages.ledger import load_ledger, read_claim
-from stages.stage import UserError, load_yaml
+from stages.stage import UserError, load_yaml, write_json
 
 ROOT = Path(__file__).parents[1]
 RUNS = Path(__file__).parent / "fixtures" / "claims"
@@ -129,6 +129,15 @@ def test_the_best_outcome_over_the_runs_is_the_verdict_and_its_run_is_named():
     claim = judged("lora-trainable", CPU | H100)
     assert (claim["verdict"], claim["run"]) == ("reproduced", "h100")
     assert [one["verdict"] for one in claim["outcomes"]] == ["not comparable", "reproduced", "reproduced"]
+
+
+def test_of_runs_that_are_not_comparable_the_one_with_the_fewest_other_conditions_is_shown(tmp_path):
+    for name, gpus, answers in (("a-cpu", [], 3), ("b-gpu", [{"name": "NVIDIA H200"}], 3)):
+        write_json(tmp_path / name / "s.json", {"made_by": {"gpus": gpus}, "answers": answers, "speed": len(gpus)})
+    measure = {"file": "s.json", "key": "speed"}
+    claim = a_claim(value=9, measure=measure, requires={"gpu": "H200", "answers": 100})
+    found = settle(claim, 0.1, {name: tmp_path / name for name in ("a-cpu", "b-gpu")})
+    assert (found["run"], found["verdict"], found["measured"]) == ("b-gpu", "not comparable", 1)
 
 
 def test_a_conclusion_is_answered_by_a_comparison():

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from stages.claims import VERDICTS
+from stages.claims import VERDICTS, rank
 from stages.report import HEADLINES, measured
 from stages.stage import UserError, load_yaml, read_json, results, run
 
@@ -31,15 +31,23 @@ def public(claim):
     outcomes = [one for one in claim["outcomes"] if one["run"] and not one["run"].startswith("this checkout")]
     reason = "no reference run has it" if claim["measure"] else "no stage measures it"
     nothing = {"run": None, "verdict": "not measured", "measured": None, "reason": reason}
-    best = min(outcomes, key=lambda one: (VERDICTS.index(one["verdict"]), one["measured"] is None), default=nothing)
+    best = min(outcomes, key=rank, default=nothing)
     if claim["contradiction"]:
         return {**claim, **best, "verdict": claim["verdict"], "reason": claim["contradiction"]}
     return {**claim, **best}
 
 
 def headlines(claims):
-    rows = [[c["says"], c["published"], measured(c), c["verdict"]] for c in claims if c["id"] in HEADLINES]
+    rows = [
+        [c["says"], c["published"], measured(c), c["verdict"] + otherwise(c)] for c in claims if c["id"] in HEADLINES
+    ]
     return table(["claim", "published", "measured", "verdict"], ["---", "---:", "---:", "---"], rows)
+
+
+def otherwise(claim):
+    """The conditions of a figure that are not the claim's: without them a reader would compare it all the same."""
+    shown = claim["verdict"] == "not comparable" and claim["measured"] is not None
+    return ": " + ", ".join(claim["apart"]) if shown else ""
 
 
 def headlines_in(words, claims):
@@ -49,7 +57,8 @@ def headlines_in(words, claims):
         figure, _, unit = claim["published"].partition(" ")
         shown = f"{figure} {words['units'].get(unit, unit)}".strip()
         got = measured({**claim, "run": words["runs"].get(claim["run"], claim["run"])})
-        rows.append([words["claims"][claim["id"]], shown, got, words["verdicts"][claim["verdict"]]])
+        verdict = words["verdicts"][claim["verdict"]] + otherwise(claim)
+        rows.append([words["claims"][claim["id"]], shown, got, verdict])
     return table(words["header"], ["---", "---:", "---:", "---"], rows)
 
 
