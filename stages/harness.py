@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from stages import points
-from stages.bench import client_command, make_inputs, measure, prompts_file, sweep
+from stages.bench import measure, sweep
+from stages.bench_inputs import client_command, make_inputs, prompts_file
 from stages.comparison import ratio
 from stages.experiments import Bench, Point
 from stages.mock_server import MODEL, Mock

@@ -18,7 +18,8 @@ import pytest
 from conftest import REPO, run_in, set_params, write_files
 
 from stages import points, servers, serving
-from stages.bench import client_command, key, sweep
+from stages.bench import key, sweep
+from stages.bench_inputs import client_command
 from stages.certificate import certificate, steady
 from stages.experiments import Bench, Clock, Point, coarse_to_fine, seconds_of, visits, with_experiment
 from stages.stage import UserError, write_json

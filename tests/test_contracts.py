@@ -11,7 +11,7 @@ import yaml
 from conftest import REPO
 from contracts import FOLDER, BrokenContract, Contract
 
-from stages.bench import client_command
+from stages.bench_inputs import client_command
 from stages.clients import CLIENTS, Load
 from stages.experiments import Bench, Point, with_experiment
 from stages.multilora import Multilora, with_lora
