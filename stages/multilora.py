@@ -130,15 +130,15 @@ def exactly(machine):
 
 
 def commands(p, image, server, exact):
-    """{name: command} of the servers: one without LoRA, one for each rank, one for the exact proof; exact: what
+    """{name: command} of the servers: one without LoRA, one for the exact proof, one for each rank; exact: what
     exactly() gives."""
     plain, start = server.command(p.server_options), ["containers/run", image]
     updating = [*start, "env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]  # adapters are loaded while it runs
     precision, environment, words = exact
     return {
         "none": [*start, *plain],
-        **{rank: updating + with_lora(p, plain, rank) for rank in p.ranks},
         precision: [*updating, *environment, *with_lora(p, plain, p.ranks[0], *words)],
+        **{rank: updating + with_lora(p, plain, rank) for rank in p.ranks},
     }
 
 

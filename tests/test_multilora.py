@@ -91,8 +91,8 @@ def test_a_study_that_was_cut_off_goes_on_with_the_server_that_it_had_come_to(se
         run()
     fails.clear()
     found = run()
-    assert asked == ["none", 8, 64, 64, "batch-invariant"]
-    assert [one["arm"] for one in found["points"]] == ["none", 8, 64, "batch-invariant"]
+    assert asked == ["none", "batch-invariant", 8, 64, 64]
+    assert [one["arm"] for one in found["points"]] == ["none", "batch-invariant", 8, 64]
 
 
 def test_a_server_that_cannot_give_the_exact_proof_leaves_its_reason_and_all_else(servers):
