@@ -27,7 +27,7 @@ streaming:  ## 2 minutes: the writeup's streaming prompts to every server, and w
 	@$(TOOLS) dvc repro studies/dvc.yaml:streaming
 multilora:  ## 5 to 8 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
 	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
-rulers:     ## 10 min, no GPU: how well the load clients measure, and what the sweep costs beside its client
+rulers:     ## 14 min, no GPU: how well the load clients measure, and what the sweep costs beside its client
 	@$(TOOLS) dvc repro studies/dvc.yaml:rulers studies/dvc.yaml:harness
 speedups:   ## 6 min, no GPU: five ways to speed up a local model, Transformers against vLLM, and what a KV cache takes
 	@$(TOOLS) dvc repro studies/dvc.yaml:speedups studies/dvc.yaml:kv_cache
