@@ -124,7 +124,7 @@ def with_lora(p, plain, rank, *options):
 def exactly(machine):
     """(precision, environment, further words) of a vLLM whose answers do not hang on the rest of the batch."""
     if machine["gpus"]:
-        # One name until vLLM 0.11.0, the other since then.
+        # Older versions know the first name, newer ones the second.
         return "batch-invariant", ["VLLM_KERNEL_OVERRIDE_BATCH_INVARIANT=1", "VLLM_BATCH_INVARIANT=1"], []
     return "float32", [], ["--dtype", "float32"]
 

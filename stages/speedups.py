@@ -185,7 +185,8 @@ def run_tasks(p, todo, work):
             run_client(task.name, command, log, None, p.run_seconds, progress)
         except UserError as error:
             print(f"speedups: {error}", file=sys.stderr, flush=True)
-            failed[task.name] = f"it failed: {last_line(log)}"
+            # A method that took too long has said nothing of that; one that failed says why.
+            failed[task.name] = f"{str(error).partition('; its output')[0]}: {last_line(log)}"
         progress.done += 1
     return {task.name: read_json(work / f"{task.name}.json") for task in todo if task.name not in failed}, failed
 

@@ -124,18 +124,18 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(tmp_path, monkeypat
     assert found[todo[0].name] == {"made": "before"} and found.keys() == {task.name for task in todo}
 
 
-def test_a_method_that_fails_stands_there_with_its_error_and_the_others_are_measured(tmp_path, capsys):
+def test_a_method_that_fails_stands_there_with_its_error_and_the_others_are_measured(tmp_path, monkeypatch):
     script = tmp_path / "method.py"
     script.write_text("import json, sys\nif 'int8-' in sys.argv[1]: raise ValueError('no kernel for this GPU')\n"
                       "json.dump({'made': sys.argv[1]}, open(sys.argv[2], 'w'))\n")  # fmt: skip
     todo = [replace(task, image="host:", module="method") for task in tasks(P, IMAGES)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(tmp_path))
-        found, failed = run_tasks(P, todo, tmp_path)
-    assert failed == {"int8-corrected": "it failed: ValueError: no kernel for this GPU"}
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found, failed = run_tasks(P, todo, tmp_path)
+    why = "int8-corrected failed (exit code 1): ValueError: no kernel for this GPU"
+    assert failed == {"int8-corrected": why}
     assert found.keys() == {task.name for task in todo} - {"int8-corrected"}
     listed = {row["id"]: row for row in rows(P, GPU, {}, failed, LLAMA, RATES)}
-    assert listed["int8-corrected"]["not_measured"] == "it failed: ValueError: no kernel for this GPU"
+    assert listed["int8-corrected"]["not_measured"] == why
 
 
 # What is made of the measurements.
