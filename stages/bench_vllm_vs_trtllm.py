@@ -11,7 +11,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.comparison import compared, counted_by, noise, value
+from stages.comparison import compared, noise, span, value
 from stages.stage import UserError, read_json, read_params, results, run, write_metrics
 
 PERCENTILES = ("p50", "p90", "p95", "p99")
@@ -103,9 +103,9 @@ def draw(axes, runs, name):
             style = {"color": COLOURS[one["server"]], "label": label(one), "markersize": 5}
             axes.plot(*zip(*good, strict=True), STYLES[one["model"]], **style)
             for point in known:
-                if point["valid"] and (span := point["intervals"].get(counted_by(point, name))):
+                if point["valid"] and (ends := span(point, name)):
                     axes.plot(
-                        [point["concurrency"]] * 2, span, "-", color=COLOURS[one["server"]], linewidth=3, alpha=0.5
+                        [point["concurrency"]] * 2, ends, "-", color=COLOURS[one["server"]], linewidth=3, alpha=0.5
                     )
         if bad:
             axes.plot(*zip(*bad, strict=True), "x", color=GREY, label="not valid, see below")

@@ -19,9 +19,26 @@ def counted_by(point, name):
     return server if name == RATE and point.get(server) is not None else name
 
 
+def set_right(point, name):
+    """What a client's number is multiplied by where the client counted other tokens than the server made, as
+    genai-perf, which tokenises an answer again, may: it divides latency - TTFT by (tokens - 1), a time between tokens,
+    and takes the inverse, tokens/s a user."""
+    counted, made = point.get("output_tokens"), point.get("server_output_tokens")
+    if not counted or not made or min(counted, made) <= 1 or not name.startswith(("itl_ms", "per_user")):
+        return 1
+    return (counted - 1) / (made - 1) if name.startswith("itl_ms") else (made - 1) / (counted - 1)
+
+
 def value(point, name):
-    """A number of a point or None; see counted_by."""
-    return point.get(counted_by(point, name))
+    """A number of a point or None; see counted_by and set_right."""
+    found = point.get(counted_by(point, name))
+    return None if found is None else found * set_right(point, name)
+
+
+def span(point, name):
+    """The interval of a point's number, as [low, high], or None."""
+    found = point["intervals"].get(counted_by(point, name))
+    return found and [end * set_right(point, name) for end in found]
 
 
 def repeated(point, name, every=False):

@@ -57,11 +57,12 @@ def vocabulary(tokenizer, prompts):
 
     own = Tokenizer.from_file(str(Path(tokenizer) / "tokenizer.json"))
 
-    def count(text):
-        return len(own.encode(text, add_special_tokens=False).ids)
+    def count(text, special=True):
+        """As a server counts a prompt, with the BOS that its tokenizer puts in front."""
+        return len(own.encode(text, add_special_tokens=special).ids)
 
     # The second: in a vocabulary of words (stages/random_model.py), which has no English ones.
-    words = [word for word in (" the", " " + own.decode([0])) if count(word * ENOUGH) == ENOUGH]
+    words = [word for word in (" the", " " + own.decode([0])) if count(word * ENOUGH, special=False) == ENOUGH]
     if not words:
         sys.exit(f"error: {tokenizer}: no word is known that is one token there; answers would be counted wrong")
     lines = Path(prompts).read_text().splitlines()

@@ -106,7 +106,8 @@ def interval(numbers, middle="median"):
 
 def told(point):
     """One point in one line."""
-    rate, first = point["output_tokens_per_second"], point["ttft_ms_p50"]
+    rate, first = point["server_output_tokens_per_second"], point["ttft_ms_p50"]
+    rate = point["output_tokens_per_second"] if rate is None else rate  # a client may count other tokens
     numbers = f"{rate:.1f} tokens/s" if rate is not None else "throughput not measured"
     numbers += f", first token after {first:.0f} ms (median)" if first is not None else ""
     where = f"{point['input_tokens_asked']} in, {point['output_tokens_asked']} out, concurrency {point['concurrency']}"

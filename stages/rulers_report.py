@@ -111,11 +111,14 @@ def signed(value, form="+.2f"):
 
 
 def invalid(runs):
-    """A sentence for each run that does not count."""
+    """A sentence for each reason why runs do not count."""
+    found = {}
     for one in runs:
         if not one["valid"]:
-            reasons = "; ".join(one["invalid_reasons"])
-            yield ("text", f"{one['client']}, concurrency {one['concurrency']}, run {one['run']}: invalid, {reasons}.")
+            which = f"{one['client']}, concurrency {one['concurrency']}, run {one['run']}"
+            found.setdefault("; ".join(one["invalid_reasons"]), []).append(which)
+    for reasons, which in found.items():
+        yield ("text", f"Invalid, {reasons}: {'; '.join(which)}.")
 
 
 def errors(data):

@@ -5,7 +5,7 @@ machine allows.
 
 from stages import figures
 from stages.claims import show
-from stages.comparison import RATE, counted_by, value
+from stages.comparison import RATE, span, value
 from stages.page import Grey
 from stages.roofline import BITS, KV_BYTES, closed_loop, decode_step, rates, seconds
 from stages.sections import slug
@@ -57,8 +57,8 @@ def repeats_told(repeats):
 
 def with_interval(point, name):
     """A number of a point, with its interval where it has one."""
-    span = point["intervals"].get(counted_by(point, name))
-    return show(value(point, name)) + (f" [{show(span[0])}, {show(span[1])}]" if span else "")
+    found = span(point, name)
+    return show(value(point, name)) + (f" [{show(found[0])}, {show(found[1])}]" if found else "")
 
 
 def share(data, point, limits):
@@ -124,11 +124,11 @@ def all_series(server, data, limits):
 
 def drawn_point(point):
     """What the figures show of a point."""
-    spans = {DRAWN[name]: point["intervals"].get(counted_by(point, name)) for name in NUMBERS}
+    spans = {DRAWN[name]: span(point, name) for name in NUMBERS}
     return {
         "concurrency": point["concurrency"],
         "valid": point["valid"],
-        "intervals": {name: span for name, span in spans.items() if span},
+        "intervals": {name: found for name, found in spans.items() if found},
         **{DRAWN[name]: value(point, name) for name in NUMBERS},
     }
 

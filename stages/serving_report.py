@@ -98,7 +98,20 @@ def conditions(servers):
             " Random weights choose their experts almost evenly; trained ones do not, and a step then reads fewer of "
             "them: neither the points nor the limit are those of the trained model."
         )
-    return words
+    return words + miscounted(servers)
+
+
+def miscounted(servers):
+    """A sentence where the client counted other tokens than the server made; empty where it did not."""
+    off = [point["output_tokens"] / point["server_output_tokens"] - 1
+           for data in servers.values() for point in data["points"]
+           if point.get("output_tokens") and point.get("server_output_tokens")]  # fmt: skip
+    if not off or max(map(abs, off)) < 0.01:
+        return ""
+    return (
+        f" genai-perf, which tokenises an answer again, was {min(off):+.1%} to {max(off):+.1%} off in its tokens: "
+        "tokens/s, tokens/s a user and the time between tokens stand here by the server's count."
+    )
 
 
 def client(asked):

@@ -593,7 +593,7 @@ def test_a_sweep_writes_points_raw_files_and_what_made_them(bench):
     names = [path.relative_to(out / "raw").parts[0] for path in sorted(out.glob("raw/*/*/*_genai_perf.json"))]
     assert names == ["triton-64-32-c1-corrected-r1", "triton-64-32-c2-corrected-r1", "triton-64-32-c4-corrected-r1"]
     assert len((out / "triton" / "points.csv").read_text().splitlines()) == 4
-    assert re.search(r"concurrency 2: 59\.1 tokens/s.* about \d+ s left", done.stdout)
+    assert re.search(r"concurrency 2: 118\.2 tokens/s.* about \d+ s left", done.stdout)
     assert left_over(bench.tree) == []
     # The next run measures anew, and knows how long this one took.
     assert list((bench.tree / ".work" / "embedded").iterdir()) == [
@@ -760,6 +760,7 @@ def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_
         now[0] += 10
         took.append((point.server, point.concurrency))
         found = POINT | {"valid": True, "invalid_reasons": [], "ttft_ms_p50": None, "output_tokens_per_second": None}
+        found |= {"server_output_tokens_per_second": None}
         found |= {"input_tokens_asked": 64, "output_tokens_asked": 32, "concurrency": 1, "arm": "corrected"}
         write_json(work / "points" / f"{point}.json", found)
         return found

@@ -7,6 +7,7 @@ of the checkout was changed, to /repo.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -189,3 +190,12 @@ def test_a_vllm_that_knows_no_extra_body_is_started_all_the_same(tmp_path):
     command = [sys.executable, REPO / "containers/vllm/bench_serve.py", "--seed", "1", "--extra-body", "{}"]
     done = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.stdout == "1 {}\n", done.stderr
+
+
+def test_aiperf_does_not_hear_that_the_user_wants_the_hub_offline():
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    done = subprocess.run(
+        ["containers/run", "venv:aiperf", "env"], cwd=REPO, env=offline, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "OFFLINE" not in done.stdout

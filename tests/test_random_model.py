@@ -76,6 +76,24 @@ def test_prompts_are_exactly_as_long_as_asked_and_no_two_begin_alike(tree, folde
     assert outs[0].read_text() == outs[1].read_text() != outs[2].read_text()
 
 
+def test_a_bos_that_the_server_will_put_in_front_is_one_of_a_prompts_tokens(tree, folder, tmp_path):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    word = next(iter(tokenizer["model"]["vocab"]))
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [{"SpecialToken": {"id": word, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {word: {"id": word, "ids": [0], "tokens": [word]}},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    command = ["containers/run", "venv:client", "python3", "containers/client/prompts.py", str(tmp_path)]
+    done = run_in(tree, *command, "64", "3", "42", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    texts = [json.loads(line)["text"] for line in (tmp_path / "out").read_text().splitlines()]
+    assert [len(text.split(" ")) for text in texts] == [63] * 3
+    done = run_in(tree, *command, "1", "3", "42", str(tmp_path / "out"))
+    assert only_error(done).endswith("puts 1 tokens in front of a text; ask for more than 1")
+
+
 def test_more_prompts_than_words_is_one_line(tree, tmp_path):
     write(shape("llama-2-7b") | {"vocab_size": 10}, "bf16", tmp_path)
     words = ["containers/client/prompts.py", str(tmp_path), "4", "11", "0", str(tmp_path / "out")]

@@ -21,17 +21,22 @@ from stages.rulers_truth import COMPARED, counted, judged, known, lateness, wron
 from stages.serving import is_ready
 from stages.stage import UserError
 
-# A vocabulary of words: every word of a prompt is one token.
+# A vocabulary of words: every word of a prompt is one token, and a BOS stands before it, as Llama's does.
 WORDS = {
     "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
-    "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
-    "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "the": 1}, "unk_token": "[UNK]"},
+    "pre_tokenizer": {"type": "Whitespace"}, "decoder": None,
+    "post_processor": {
+        "type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [2], "tokens": ["<s>"]}},
+    },
+    "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "the": 1, "<s>": 2}, "unk_token": "[UNK]"},
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def mock(tmp_path_factory):
-    """The folder of a running mock server with 12 prompts of 2 tokens."""
+    """The folder of a running mock server with 12 prompts of 2 words."""
     folder = tmp_path_factory.mktemp("mock")
     (folder / "tokenizer.json").write_text(json.dumps(WORDS))
     lines = (json.dumps({"text": f"prompt {n}", "prompt": f"prompt {n}"}) for n in range(12))
@@ -72,7 +77,7 @@ def test_an_answer_is_one_chunk_a_token_then_usage_then_the_end(mock):
     *tokens, counts, done = events(talk(connection, "POST", "/v1/completions", completion("prompt 3", 5, **usage)))
     assert [json.loads(one)["choices"][0]["text"] for one in tokens] == [" the"] * 5
     assert [json.loads(one)["choices"][0]["finish_reason"] for one in tokens] == [None] * 4 + ["length"]
-    assert json.loads(counts)["usage"] == {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}
+    assert json.loads(counts)["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     assert done == "[DONE]"
     # The same connection, a prompt in a list of one as genai-perf sends it, and no usage asked for.
     assert len(events(talk(connection, "POST", "/v1/completions", completion(["prompt 4"], 3)))) == 4
@@ -103,7 +108,7 @@ def test_what_it_was_sent_is_recorded_and_forgotten_with_the_next_timing(mock):
     (one,) = json.loads(talk(connection, "GET", "/mock"))
     asked = {"max_tokens": 2, "min_tokens": 2, "ignore_eos": True, "temperature": None, "stream": True}
     assert {name: one[name] for name in asked} == asked
-    assert one["prompt_tokens"] == 4
+    assert one["prompt_tokens"] == 5  # the BOS too
     talk(connection, "POST", "/mock", {"ttft_ms": 0, "itl_ms": 0})
     assert json.loads(talk(connection, "GET", "/mock")) == []
 
@@ -111,7 +116,7 @@ def test_what_it_was_sent_is_recorded_and_forgotten_with_the_next_timing(mock):
 def test_warming_up_sends_the_last_prompts_and_none_that_will_be_measured(mock):
     connection = http.client.HTTPConnection("127.0.0.1", 8000)
     talk(connection, "POST", "/mock", {"ttft_ms": 0, "itl_ms": 0})
-    load = replace(LOAD, prompts=mock / "prompts.jsonl", warmup=3, input_tokens=2, output_tokens=4)
+    load = replace(LOAD, prompts=mock / "prompts.jsonl", warmup=3, input_tokens=3, output_tokens=4)
     warm_up(load)
     sent = json.loads(talk(connection, "GET", "/mock"))
     assert [(one["max_tokens"], one["min_tokens"], one["ignore_eos"]) for one in sent] == [(4, 4, True)] * 3
@@ -276,10 +281,8 @@ def test_an_invalid_run_is_named_and_left_out_of_the_report(tmp_path):
     (tmp_path / "rulers").mkdir()
     (tmp_path / "rulers/rulers.json").write_text(json.dumps(data))
     texts = [block[1] for block in blocks_of(tmp_path) if block[0] == "text"]
-    said = (
-        f"{first['client']}, concurrency {first['concurrency']}, run 1: invalid, 7 requests arrived, 8 were asked for."
-    )
-    assert said in texts
+    which = f"{first['client']}, concurrency {first['concurrency']}, run 1"
+    assert f"Invalid, 7 requests arrived, 8 were asked for: {which}." in texts
 
 
 def test_without_a_run_the_report_names_the_command(tmp_path):

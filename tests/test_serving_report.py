@@ -10,7 +10,7 @@ import pytest
 from conftest import REPO
 
 from stages import serving_points, serving_report, walk_report
-from stages.comparison import RATE, compared, noise
+from stages.comparison import RATE, compared, noise, span, value
 from stages.page import Grey, html_table, to_html, to_markdown
 from stages.points import summed_up
 from stages.stage import read_json
@@ -52,6 +52,28 @@ def tables(blocks):
             yield block[1], block[2]
         elif block[0] == "fold":
             yield from tables(block[2])
+
+
+# What the client counted
+
+
+def test_times_between_tokens_are_by_the_servers_count_where_the_client_counts_4_percent_more():
+    lengths = read_json(REPO / "results/reference/h200-lengths-rulers/bench/lengths/vllm/points.json")
+    for point in lengths["points"]:
+        assert 1.03 < point["output_tokens"] / point["server_output_tokens"] < 1.05
+        assert point["itl_ms_avg"] < 0.97 * point["server_itl_ms_avg"]
+        assert value(point, "itl_ms_avg") == pytest.approx(point["server_itl_ms_avg"], rel=0.005)
+        low, high = span(point, "itl_ms_avg")
+        assert 0.99 * low < value(point, "itl_ms_avg") < 1.01 * high
+        # A user's tokens come one after the other.
+        assert value(point, "per_user_tokens_per_second") == pytest.approx(1000 / point["server_itl_ms_avg"], rel=0.02)
+    assert "was +3.2% to +4.2% off in its tokens" in serving_report.conditions({"vllm": lengths})
+
+
+def test_nothing_is_set_right_where_client_and_server_count_alike():
+    bf16 = read_json(PUBLISHED / "bench/bf16/vllm/points.json")
+    assert all(value(point, "itl_ms_p50") == point["itl_ms_p50"] for point in bf16["points"])
+    assert "off in its tokens" not in serving_report.conditions({"vllm": bf16})
 
 
 # Limits

@@ -1,6 +1,7 @@
 """
 Prompts of an exact length for every load client: prompts.py TOKENIZER_DIR TOKENS COUNT SEED OUT
 
+TOKENS is what a server counts: where the tokenizer puts a BOS in front of a text, that is one of them.
 They are cut from the text that genai-perf takes its synthetic prompts from. Its own choice depends on the number of
 CPUs; this one depends on tokenizer and seed alone. No two prompts begin alike, so no cache of prefixes helps.
 Where the vocabulary is words (stages/random_model.py), they are drawn from it: the text has none of them.
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 
 
 def cut(tokenizer, words, start, tokens):
-    """The words from `start` on that are exactly `tokens` tokens together, or None; special tokens not counted."""
+    """The words from `start` on that are exactly `tokens` tokens together, a BOS not counted; or None."""
     # No word is less than one token, so this many words are enough.
     text = " ".join(words[start : start + tokens])
     offsets = tokenizer.encode(text, add_special_tokens=False).offsets
@@ -54,12 +55,15 @@ def drawn(tokenizer, tokens, count, seed):
 def main():
     folder, tokens, count, seed, out = sys.argv[1:]
     tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+    of_text = int(tokens) - tokenizer.num_special_tokens_to_add(is_pair=False)
+    if of_text < 1:
+        sys.exit(f"error: {folder} puts {int(tokens) - of_text} tokens in front of a text; ask for more than {tokens}")
     if type(tokenizer.model).__name__ == "WordLevel":
-        texts = drawn(tokenizer, int(tokens), int(count), int(seed))
+        texts = drawn(tokenizer, of_text, int(count), int(seed))
     else:
         package = Path(find_spec("genai_perf").origin).parent
         corpus = (package / "inputs" / "retrievers" / "shakespeare.txt").read_text()
-        texts = prompts(tokenizer, corpus, int(tokens), int(count), int(seed))
+        texts = prompts(tokenizer, corpus, of_text, int(count), int(seed))
     # genai-perf and AIPerf read "text", vLLM "prompt".
     Path(out).write_text("".join(json.dumps({"text": text, "prompt": text}) + "\n" for text in texts))
 
