@@ -81,7 +81,8 @@ def measure(p, server, point, client_image, process, strangers, work):
     raw.mkdir(parents=True)
     watch, before = Watch(server, partial(session, process)), read_metrics(server, server.counters)
     command = ["containers/run", client_image, *client_command(p, server, point, work)]
-    run_client("genai-perf", command, work / f"client-{point}.log", process, p.point_seconds, watch)
+    log = work / f"client-{point}.log"
+    run_client("genai-perf", command, log, process, p.point_seconds, "bench.point_seconds", watch)
     after = read_metrics(server, server.counters)
     counted = {name: after[name] - before[name] for name in before.keys() & after.keys()}
     asked = {
@@ -177,7 +178,8 @@ def start(name, p, server_name, images, work, clock, stack):
     image = images[server_name.partition("-")[0]]
     command = ["containers/run", image, *server.command(options)]
     print(f"{name}: starting {server_name} in {image}", flush=True)
-    process, ready = stack.enter_context(serving(server, command, work / f"{server_name}.log", p.ready_seconds))
+    starting = serving(server, command, work / f"{server_name}.log", p.ready_seconds, "bench.ready_seconds")
+    process, ready = stack.enter_context(starting)
     engine, is_stand_in = server.engine()
     weights, cache = server.formats(options)
     facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "weights_format": weights, "kv_format": cache}

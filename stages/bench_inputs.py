@@ -52,8 +52,8 @@ def make_inputs(p, images, work):
         words = [*p.model.split(":"), served_model(p.model), p.seed]
         command = ["containers/run", images["vllm"], "python3", "-m", "stages.random_model", *map(str, words)]
         print(f"making random weights of {p.model}", flush=True)
-        run_client("random_model", command, work / "random_model.log", None, p.ready_seconds)
+        run_client("random_model", command, work / "random_model.log", None, p.ready_seconds, "bench.ready_seconds")
     if "unique" in {p.with_arm(name).prompts for name in p.arms}:
         for tokens in sorted({tokens for tokens, _ in p.lengths}):
             command = ["containers/run", images["client"], *prompts_command(p, tokens, work)]
-            run_client("prompts.py", command, work / "prompts.log", None, p.point_seconds)
+            run_client("prompts.py", command, work / "prompts.log", None, p.point_seconds, "bench.point_seconds")

@@ -134,7 +134,9 @@ def sleepers(server, process, out, pairs):
                 subprocess.run(command, check=True)
             else:
                 watch = Watch(server, partial(session, process))
-                run_client("sleep", command, out / "sleep.log", process, 10 * SLEEP_SECONDS, watch)
+                run_client(
+                    "sleep", command, out / "sleep.log", process, 10 * SLEEP_SECONDS, "ten times its time", watch
+                )
             seconds.append(time.monotonic() - begun)
     added = statistics.median(found["watched"]) - statistics.median(found["bare"])
     return {"seconds": SLEEP_SECONDS, **found, "added_seconds": added}
@@ -150,7 +152,7 @@ def both_ways(p, bench, images, out):
     server = Known("base")
     command = ["containers/run", images["mock"], *server.command([])]
     ways, rows = ["bare client", "sweep"], []
-    with serving(server, command, out / "points.log", bench.ready_seconds) as (process, _):
+    with serving(server, command, out / "points.log", bench.ready_seconds, "bench.ready_seconds") as (process, _):
         server.engine()
         for turn in range(1, 2 * p.pairs + 1):
             for by in ways if turn % 2 else reversed(ways):

@@ -37,6 +37,7 @@ from stages.stage import (
 )
 from stages.studies import begin, write_not_measured
 
+READY = "multilora.ready_seconds"
 # Files whose change makes what a server gave another measurement.
 MEASURING = ("multilora.py", "multilora_points.py", "multilora_proof.py", "streams.py")
 
@@ -103,7 +104,8 @@ def measure_triton(p, images, out):
         commands["float32"] = [new if word == old else word for word in commands["served"]]
     found = {"proof": {}, "points": []}
     for precision, command in commands.items():
-        with serving(server, command, out / "raw" / f"server-{precision}.log", p.ready_seconds) as (process, _):
+        log = out / "raw" / f"server-{precision}.log"
+        with serving(server, command, log, p.ready_seconds, READY) as (process, _):
             found["engine"], found["engine_is_stand_in"] = server.engine()
             tasks = {name: task for task, name in TASKS.items()}
             asking = Asking(p, images[1], process, out / "raw")
@@ -177,7 +179,7 @@ def of_server(p, server, client, name, command, exact, work):
     if kept.exists():
         print(f"multilora: LoRA {name} is there from a run that was cut off", flush=True)
         return read_json(kept)
-    with serving(server, command, work / f"server-{name}.log", p.ready_seconds) as (process, ready):
+    with serving(server, command, work / f"server-{name}.log", p.ready_seconds, READY) as (process, ready):
         engine, stand_in = server.engine()
         print(f"multilora: {engine}, LoRA {name}, is ready after {ready:.0f} s", flush=True)
         found = measure_server(p, Asking(p, client, process, work), name, exact)

@@ -24,7 +24,8 @@ class Asking:
 
     def client(self, name, *words):
         command = ["containers/run", self.image, "python3", *(str(word) for word in words)]
-        run_client(name, command, self.out / f"{name}.log", self.process, self.p.client_seconds)
+        log = self.out / f"{name}.log"
+        run_client(name, command, log, self.process, self.p.client_seconds, "multilora.client_seconds")
 
     def ask(self, name, loads):
         """What stages/streams.py gives of each load."""

@@ -82,6 +82,11 @@ class Report:
     title: str
 
 
+def gpu_names(names):
+    """A machine's GPUs in words, equal ones together."""
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(names).items())
+
+
 def what_ran(ledger):
     """The runs, and the environment of every result in them."""
     yield ("heading", 2, "What ran")
@@ -103,7 +108,7 @@ def what_ran(ledger):
         models = [(facts["model"], facts["weights"])] if "model" in facts and "weights" in facts else sorted(served)
         model = ", ".join(f"{one} ({weights} weights)" for one, weights in models) or "—"
         profile = optional(folder / "run.json").get("profile") or facts.get("profile", "—")
-        rows.append([name, profile, machine, ", ".join(gpus), model, ", ".join(sorted(commits)) or "—"])
+        rows.append([name, profile, machine, gpu_names(gpus), model, ", ".join(sorted(commits)) or "—"])
         for path, by in made.items():
             versions = ", ".join(f"{package} {version}" for package, version in by.get("versions", {}).items())
             lock = (by.get("lock_sha256") or "—")[:12]

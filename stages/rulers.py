@@ -106,7 +106,7 @@ def make_prompts(p, images, out):
     count = largest * p.requests_per_stream + p.warmup_requests
     words = [results("base_model") / "model", p.input_tokens, count, p.seed, out / "prompts.jsonl"]
     command = ["containers/run", images["client"], "python3", "containers/client/prompts.py", *map(str, words)]
-    run_client("prompts.py", command, out / "prompts.log", None, p.run_seconds)
+    run_client("prompts.py", command, out / "prompts.log", None, p.run_seconds, "rulers.run_seconds")
 
 
 def version(name, images):
@@ -134,7 +134,7 @@ def drive(p, name, load, images, server_process):
     client, log = CLIENTS[name], load.folder.parent.parent / f"{load.folder.name}.log"
     command = ["containers/run", images[client.image], *client.command(load)]
     busy, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    run_client(name, command, log, server_process, p.run_seconds)
+    run_client(name, command, log, server_process, p.run_seconds, "rulers.run_seconds")
     wall, used = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = used.ru_utime + used.ru_stime - busy.ru_utime - busy.ru_stime
     inside = images[client.image].startswith("docker:")
@@ -145,7 +145,7 @@ def against_the_mock(p, images, out):
     """Every client at every timing, twice: what it said, what was so, and what it cost."""
     mock, runs = Mock(results("base_model") / "model", out / "prompts.jsonl"), []
     command = ["containers/run", images["client"], *mock.command()]
-    with serving(mock, command, out / "mock.log", p.ready_seconds) as (process, _):
+    with serving(mock, command, out / "mock.log", p.ready_seconds, "rulers.ready_seconds") as (process, _):
         for ttft, itl, concurrency in p.timings:
             for name, turn in order():
                 load = p.load(MODEL, concurrency, out, run_name("mock", f"{ttft}-{itl}-{concurrency}", name, turn))
@@ -166,7 +166,7 @@ def against_vllm(p, images, out):
     """Every client on the same vLLM, twice: what it said, and what the server counted meanwhile."""
     server, runs = Vllm("base"), []
     command = ["containers/run", images["vllm"], *server.command(p.server_options)]
-    with serving(server, command, out / "vllm.log", p.ready_seconds) as (process, _):
+    with serving(server, command, out / "vllm.log", p.ready_seconds, "rulers.ready_seconds") as (process, _):
         engine, _ = server.engine()
         for concurrency in p.server_concurrency:
             for name, turn in order():

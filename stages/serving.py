@@ -130,8 +130,9 @@ def leaving_no_trace(server):
 
 
 @contextmanager
-def serving(server, command, log, ready_seconds):
-    """A server that is ready, and how many seconds that took; on a UserError its last log lines go to stderr."""
+def serving(server, command, log, seconds, key):
+    """A server that is ready, and how many seconds that took; on a UserError its last log lines go to stderr. seconds:
+    the most that it may take, which params.yaml has under `key`."""
     check_ports(server.ports)
     begun, name = time.monotonic(), type(server).__name__
     with leaving_no_trace(server), started(command, log) as process:
@@ -139,8 +140,8 @@ def serving(server, command, log, ready_seconds):
             while not is_ready(server.ready):
                 if process.poll() is not None:
                     raise UserError(f"{name} stopped (exit code {process.returncode}) before it was ready")
-                if time.monotonic() - begun > ready_seconds:
-                    raise UserError(f"{name} was not ready after {ready_seconds} s (bench.ready_seconds)")
+                if time.monotonic() - begun > seconds:
+                    raise UserError(f"{name} was not ready after {seconds} s ({key})")
                 time.sleep(0.5)
             yield process, time.monotonic() - begun
         except UserError:
@@ -148,16 +149,16 @@ def serving(server, command, log, ready_seconds):
             raise
 
 
-def run_client(name, command, log, server_process, seconds, watch=None):
+def run_client(name, command, log, server_process, seconds, key, watch=None):
     """Run a client to its end while its server lives, watched (stages/watch.py); UserError when either fails, or it
-    takes longer. server_process: None for a client that needs no server."""
+    takes longer than `seconds`, which params.yaml has under `key`. server_process: None where none is needed."""
     deadline = time.monotonic() + seconds
     with started(command, log) as client:
         while client.poll() is None:
             if server_process and server_process.poll() is not None:
                 raise UserError(f"the server stopped (exit code {server_process.returncode}) while it was measured")
             if time.monotonic() > deadline:
-                raise UserError(f"{name} took longer than {seconds} s (bench.point_seconds); its output: {log}")
+                raise UserError(f"{name} took longer than {seconds} s ({key}); its output: {log}")
             if watch:
                 watch.look(partial(session, client))
             with suppress(subprocess.TimeoutExpired):

@@ -182,7 +182,7 @@ def run_tasks(p, todo, work):
         command = ["containers/run", task.image, "python3", "-m", task.module, str(given), str(out)]
         progress.start(task, out.with_suffix(".answers"))
         try:
-            run_client(task.name, command, log, None, p.run_seconds, progress)
+            run_client(task.name, command, log, None, p.run_seconds, "speedups.run_seconds", progress)
         except UserError as error:
             print(f"speedups: {error}", file=sys.stderr, flush=True)
             # A method that took too long has said nothing of that; one that failed says why.
@@ -213,7 +213,7 @@ def make_weights(p, images, work):
     print(f"speedups: making random weights of {p.model}", flush=True)
     words = [*p.model.split(":"), str(folder), str(p.seed)]
     command = ["containers/run", images["pytorch"], "python3", "-m", "stages.random_model", *words]
-    run_client("random_model", command, work / "random_model.log", None, p.run_seconds)
+    run_client("random_model", command, work / "random_model.log", None, p.run_seconds, "speedups.run_seconds")
 
 
 def described(p, base):

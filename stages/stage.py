@@ -166,11 +166,14 @@ def installed(name):
 
 
 def gpus():
-    """Every NVIDIA GPU as {name, memory_mib, driver}; an empty list without one.
+    """The NVIDIA GPUs that CUDA programs of this shell see, as {name, memory_mib, driver}; an empty list without one.
 
     memory_mib is None where the GPU shares the machine's memory: nvidia-smi says [N/A] there (GB10).
     """
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None and "MIG" not in shown:  # nvidia-smi names no parts of a GPU
+        query.append(f"--id={shown}")
     try:
         lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
     except (FileNotFoundError, subprocess.CalledProcessError):

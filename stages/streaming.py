@@ -145,11 +145,13 @@ def measure(p, kind, images, out):
     write_json(ask, loads)
     client = ["containers/run", images[1], "python3", "-m", "stages.streams", str(ask), str(told)]
     print(f"streaming: starting {images[0]}", flush=True)
-    with serving(server, command, out / "raw" / "server.log", p.ready_seconds) as (process, ready):
+    log = out / "raw" / "server.log"
+    with serving(server, command, log, p.ready_seconds, "streaming.ready_seconds") as (process, ready):
         engine, is_stand_in = server.engine()
         weights, cache = server.formats(p.server_options)
         print(f"streaming: {engine} is ready after {ready:.0f} s", flush=True)
-        run_client("streams.py", client, out / "raw" / "client.log", process, p.client_seconds)
+        log = out / "raw" / "client.log"
+        run_client("streams.py", client, log, process, p.client_seconds, "streaming.client_seconds")
     shutil.rmtree(out / "models", ignore_errors=True)
     told = read_json(told)
     clients = list(CLIENTS_OF[kind])

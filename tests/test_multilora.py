@@ -70,7 +70,7 @@ def servers(tmp_path, monkeypatch):
         return {"proof": {"served": {}} if name == 8 else {}, "points": [{"arm": name}]}
 
     @contextmanager
-    def serving(server, command, log, seconds):
+    def serving(server, command, log, seconds, key):
         yield None, 1.0
 
     monkeypatch.setattr(multilora, "SERVERS", {"vllm": Vllm})

@@ -16,7 +16,7 @@ from test_clients import FOLDERS, LOAD, RECORDED, recorded
 from stages import rulers_report
 from stages.clients import CLIENTS, warm_up
 from stages.page import to_html, to_markdown
-from stages.rulers import Rulers, order
+from stages.rulers import Rulers, make_prompts, order
 from stages.rulers_truth import COMPARED, counted, judged, known, lateness, wrong
 from stages.serving import is_ready
 from stages.stage import UserError
@@ -234,6 +234,11 @@ PARAMS = {
     "server_concurrency": [1], "warmup_requests": 2, "seed": 42, "ready_seconds": 9, "run_seconds": 9,
     "server_options": [],
 }  # fmt: skip
+
+
+def test_a_client_that_takes_too_long_names_this_stages_setting(tmp_path):
+    with pytest.raises(UserError, match=r"^prompts\.py took longer than 0 s \(rulers\.run_seconds\); its output: "):
+        make_prompts(Rulers(**PARAMS | {"run_seconds": 0}), {"client": "host:"}, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def vllm(served):
     small = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", "256M", "--max-model-len", "512"]
     updating = ["env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]
     command = ["containers/run", "venv:vllm", *updating, *server.command(small)]
-    with serving(server, command, served / "vllm.log", 180):
+    with serving(server, command, served / "vllm.log", 180, "bench.ready_seconds"):
         yield server
 
 

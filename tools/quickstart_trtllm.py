@@ -77,8 +77,8 @@ def main():
     log = Path(".work") / params["profile"] / "quickstart-triton.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    ready = params["bench"]["ready_seconds"]
-    with serving(server, ["containers/run", image, *command], log, ready) as (_, seconds):
+    command = ["containers/run", image, *command]
+    with serving(server, command, log, params["bench"]["ready_seconds"], "bench.ready_seconds") as (_, seconds):
         print(f"{server.engine()[0]} is ready after {seconds:.0f} s\n4. curl", flush=True)
         for why, body in bodies(template["template"], template["system_prompt"]).items():
             print(f"\n{why}:", flush=True)

@@ -49,7 +49,8 @@ def online(image, options, ready_seconds, log):
     server = Vllm("base")
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
-    with serving(server, ["containers/run", image, *server.command(options)], log, ready_seconds) as (_, seconds):
+    command = ["containers/run", image, *server.command(options)]
+    with serving(server, command, log, ready_seconds, "bench.ready_seconds") as (_, seconds):
         print(f"{server.engine()[0]} is ready after {seconds:.0f} s", flush=True)
         curl(f"{URL}/v1/completions", {"model": "base", "prompt": ONE, **SAMPLING})
 

@@ -43,7 +43,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     say(f"starting {image}; its log: {log}")
-    with in_front(), serving(server, command, log, params["bench"]["ready_seconds"]) as (process, seconds):
+    ready = params["bench"]["ready_seconds"]
+    with in_front(), serving(server, command, log, ready, "bench.ready_seconds") as (process, seconds):
         engine, _ = server.engine()
         say(f"{engine} is ready after {seconds:.0f} s; `make chat SERVER={name}` asks it, Ctrl-C ends it")
         try:
