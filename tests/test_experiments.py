@@ -1,6 +1,7 @@
 """`make experiments` and `make bench`: what there is to measure, what it takes, and how one experiment is run."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -129,6 +130,19 @@ def test_what_stood_as_not_asked_for_is_measured(project):
 )
 def test_a_wrong_experiment_is_refused_before_anything_runs(project, name, message):
     assert message in only_error(project(name))
+    assert project.runs == []
+
+
+def test_an_experiment_that_wants_more_gpus_than_there_are_is_refused_before_anything_runs(project, tmp_path):
+    (tmp_path / "bin").mkdir()
+    two = "NVIDIA H200, 143771, 570.86.15\nNVIDIA H200, 143771, 570.86.15"
+    (tmp_path / "bin/nvidia-smi").write_text(f"#!/bin/sh\necho '{two}'\n")
+    (tmp_path / "bin/nvidia-smi").chmod(0o755)
+    error = only_error(project("tensor-parallel", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}"))
+    assert error == (
+        "error: params.yaml: bench.definitions.tensor-parallel.servers has vllm-tp4, which wants 4 GPUs; there are 2: "
+        "leave it out"
+    )
     assert project.runs == []
 
 

@@ -11,6 +11,7 @@ import sys
 
 from stages.experiments import ASKED_FOR, Bench, check_lengths, unfinished, with_experiment
 from stages.servers import OURS
+from stages.serving_points import gpus as gpus_of
 from stages.stage import UserError, gpus, read_params, results, run
 
 
@@ -27,6 +28,21 @@ def written(folder):
     return {path: path.stat().st_mtime_ns for path in folder.glob("*/points.json")}
 
 
+def check_gpus(name, asked):
+    """UserError where a server of the experiment wants more GPUs than there are."""
+    if asked.model in OURS:
+        return
+    there = len(gpus())
+    if not there:
+        raise UserError(f"EXPERIMENT is {name}, which serves {asked.model}; nvidia-smi finds no GPU for that")
+    for server in asked.servers:
+        if (wanted := gpus_of(asked.server(server)[1])) > there:
+            raise UserError(
+                f"params.yaml: bench.definitions.{name}.servers has {server}, which wants {wanted} GPUs; there are "
+                f"{there}: leave it out"
+            )
+
+
 def main():
     p = read_params(Bench)
     if len(sys.argv) != 2:
@@ -34,8 +50,7 @@ def main():
     name = sys.argv[1]
     asked = with_experiment(p, name)
     check_lengths(asked, name)
-    if asked.model not in OURS and not gpus():
-        raise UserError(f"EXPERIMENT is {name}, which serves {asked.model}; nvidia-smi finds no GPU for that")
+    check_gpus(name, asked)
     folder = results("bench") / name
     before = written(folder)
     repro(name)
