@@ -172,7 +172,9 @@ def gpus():
     """
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shown is not None and "MIG" not in shown:  # nvidia-smi names no parts of a GPU
+    if shown == "":
+        return []
+    if shown and "MIG" not in shown:  # nvidia-smi names no parts of a GPU
         query.append(f"--id={shown}")
     try:
         lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()

@@ -44,11 +44,13 @@ def test_the_same_machine_writes_the_same_bytes_and_another_gpu_does_not(tree, t
 
     folder = tmp_path / "bin"
     folder.mkdir()
-    both = "NVIDIA H200, 143771, 570.86.15\nNVIDIA H100, 81559, 570.86.15"
+    told = "NVIDIA H200, 143771, 570.86.15\nNVIDIA H100, 81559, 570.86.15"
     second = 'case "$*" in *--id=1*) first=2;; esac'
-    (folder / "nvidia-smi").write_text(f"#!/bin/sh\nfirst=1\n{second}\necho '{both}' | tail -n +$first\n")
+    (folder / "nvidia-smi").write_text(f"#!/bin/sh\nfirst=1\n{second}\necho '{told}' | tail -n +$first\n")
     (folder / "nvidia-smi").chmod(0o755)
-    for shown, names in (({}, ["NVIDIA H200", "NVIDIA H100"]), ({"CUDA_VISIBLE_DEVICES": "1"}, ["NVIDIA H100"])):
+    both = ["NVIDIA H200", "NVIDIA H100"]
+    for value, names in ((None, both), ("1", ["NVIDIA H100"]), ("", [])):
+        shown = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
         done = run_in(tree, *command, environment={"PATH": f"{folder}:{os.environ['PATH']}", **shown})
         assert done.returncode == 0, done.stderr
         assert [gpu["name"] for gpu in json.loads(written.read_text())["gpus"]] == names
