@@ -154,10 +154,16 @@ def shown(axes, number, entry, key, across="concurrency"):
 
 
 def bounds(axes, series, key, across="concurrency"):
-    """The limits of the series, each once."""
-    limits = {tuple((point[across], point[key]) for point in entry["limit"]): entry for entry in series}
-    for points in (points for points in limits if points):
-        axes.plot(*zip(*points, strict=True), ":", color=TEXT, linewidth=1.3, label="the machine's limit")
+    """The limits of the series, each once; several are told apart by the colour of the one series that each is for."""
+    limits = {}
+    for number, entry in enumerate(series):
+        if points := tuple((point[across], point[key]) for point in entry["limit"]):
+            limits.setdefault(points, []).append(COLOURS[number % len(COLOURS)])
+    for points, colours in limits.items():
+        own = len(limits) > 1 and len(colours) == 1
+        style = {"color": colours[0] if own else TEXT, "linewidth": 1.3}
+        label = "the machine's limit" + (", each in its line's colour" if len(limits) > 1 else "")
+        axes.plot(*zip(*points, strict=True), ":", label=label, **style)
 
 
 def legend(figure, panels):

@@ -300,6 +300,17 @@ def test_the_figures_draw_every_load_with_the_limit():
     json.dumps(drawn["pareto-gpt-oss-h200"].data)
 
 
+def test_where_loads_have_limits_of_their_own_each_has_the_colour_of_its_line():
+    drawn = {
+        block[1]: block[2] for block in chapter(REPO / "results/reference/h200-lengths-rulers") if block[0] == "figure"
+    }
+    (axes,) = drawn["pareto-lengths-h200"].figure.axes
+    colours = {
+        style: [line.get_color() for line in axes.get_lines() if line.get_linestyle() == style] for style in "-:"
+    }
+    assert len(set(colours[":"])) == 3 and set(colours[":"]) == set(colours["-"])
+
+
 def test_an_invalid_point_is_a_grey_cross_apart_from_the_line(int4):
     int4["points"][2] |= {"valid": False, "invalid_reasons": ["other programs used 9 of 16 cores"]}
     drawings = serving_points.drawings("x", list(serving_points.all_series("vllm", int4, None)), "random")
