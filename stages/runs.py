@@ -22,12 +22,13 @@ def optional(path):
 
 
 def lookup(data, key):
-    """The value at `memory.peak` or `points[concurrency=16,arm=corrected].itl_ms_p50`; None where there is none.
+    """The value at `memory.peak`, at `points[concurrency=16,arm=corrected].itl_ms_p50` or, whichever of two names is
+    there, at `proof.float32|batch-invariant.requests`; None where there is none.
 
     Raises ValueError with the reasons when the way leads through a point that is marked invalid.
     """
     for name, where in re.findall(r"([^.\[\]]+)(?:\[([^\]]+)\])?", key):
-        data = data.get(name) if isinstance(data, dict) else None
+        data = next((data[one] for one in name.split("|") if one in data), None) if isinstance(data, dict) else None
         if where:
             wanted = [condition.split("=") for condition in where.split(",")]
             found = (entry for entry in data or [] if all(str(entry.get(key)) == value for key, value in wanted))

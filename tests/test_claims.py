@@ -12,7 +12,8 @@ import pytest
 from stages import claims as stage
 from stages.claims import CONTRADICTED, VERDICTS, settle
 from stages.ledger import load_ledger, read_claim
-from stages.stage import UserError, load_yaml, write_json
+from stages.runs import lookup
+from stages.stage import UserError, load_yaml, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 RUNS = Path(__file__).parent / "fixtures" / "claims"
@@ -247,3 +248,10 @@ def test_the_stage_works_in_a_clone_without_any_result(tmp_path, monkeypatch, ca
     assert sum(ledger["counts"].values()) == len(ledger["claims"]) == len(CLAIMS)
     assert set(ledger["counts"]) == set(VERDICTS)
     assert "0 not comparable" in capsys.readouterr().out
+
+
+def test_the_exact_proof_of_several_adapters_is_found_on_a_gpu_and_without_one():
+    for run in ("h200-walk-adapters", "embedded-2-cores"):
+        data = read_json(ROOT / "results/reference" / run / "multilora/vllm/multilora.json")
+        assert lookup(data, "proof.float32|batch-invariant.same_as_alone") == 6
+    assert lookup({"proof": {"served": {"requests": 6}}}, "proof.float32|batch-invariant.requests") is None
