@@ -22,7 +22,7 @@ def counted_by(point, name):
 def set_right(point, name):
     """What a client's number is multiplied by where the client counted other tokens than the server made, as
     genai-perf, which tokenises an answer again, may: it divides latency - TTFT by (tokens - 1), a time between tokens,
-    and takes the inverse, tokens/s a user."""
+    and takes the inverse, tokens/s a user. Both counts are means over the requests, and so is the factor."""
     counted, made = point.get("output_tokens"), point.get("server_output_tokens")
     if not counted or not made or min(counted, made) <= 1 or not name.startswith(("itl_ms", "per_user")):
         return 1
