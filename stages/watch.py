@@ -15,6 +15,8 @@ INTERVAL_SECONDS = 1.0
 SLOWED = {0x8: "hardware slowdown", 0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown",
           0x80: "hardware power brake"}  # fmt: skip
 POWER_CAP = 0x4
+# The driver still lists the workers of a server on several GPUs when they have stopped: so long they get to go.
+LEAVE_SECONDS = 10
 
 
 class Watch:
@@ -165,7 +167,15 @@ def gpu_summary(samples):
 
 
 def gpu_strangers():
-    """Processes that hold memory on the GPUs now, as [pid]; None without a GPU or where the driver does not tell."""
+    """Processes that hold memory on the GPUs and stay, as [pid]; None where the driver does not tell."""
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while (found := gpu_processes()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def gpu_processes():
+    """Those that hold memory on the GPUs now, as [pid]; None like there."""
     handles = gpu_handles()
     if not handles:
         return None
