@@ -26,6 +26,12 @@ def not_run(machine, task):
     return None
 
 
+def published_seconds(listed):
+    """What all rows of the arm published took; None where one of them was not measured, or none was asked for."""
+    took = [row.get("wall_seconds") for row in listed if row["arm"] == "published"]
+    return sum(took) if took and None not in took else None
+
+
 def rates_of(answers):
     """Tokens a second of each answer."""
     return [one["tokens"] / one["seconds"] for one in answers]

@@ -58,7 +58,7 @@ def tables(blocks):
 
 
 def test_times_between_tokens_are_by_the_servers_count_where_the_client_counts_4_percent_more():
-    lengths = read_json(REPO / "results/reference/h200-lengths-rulers/bench/lengths/vllm/points.json")
+    lengths = read_json(REPO / "results/reference/h200-lengths/bench/lengths/vllm/points.json")
     for point in lengths["points"]:
         assert 1.03 < point["output_tokens"] / point["server_output_tokens"] < 1.05
         assert point["itl_ms_avg"] < 0.97 * point["server_itl_ms_avg"]
@@ -301,9 +301,7 @@ def test_the_figures_draw_every_load_with_the_limit():
 
 
 def test_where_loads_have_limits_of_their_own_each_has_the_colour_of_its_line():
-    drawn = {
-        block[1]: block[2] for block in chapter(REPO / "results/reference/h200-lengths-rulers") if block[0] == "figure"
-    }
+    drawn = {block[1]: block[2] for block in chapter(REPO / "results/reference/h200-lengths") if block[0] == "figure"}
     (axes,) = drawn["pareto-lengths-h200"].figure.axes
     colours = {
         style: [line.get_color() for line in axes.get_lines() if line.get_linestyle() == style] for style in "-:"

@@ -7,12 +7,13 @@ from functools import partial
 import pytest
 from conftest import REPO, at_once, only_error, probe, run_in, set_params
 
-from stages import claims, kv_cache_report, speedups, speedups_report
+from stages import claims, kv_cache_report, speedups_report
 from stages.ledger import load_ledger
 from stages.roofline import closed_loop
 from stages.speedup_methods import METHODS, PUBLISHED, generate_options
-from stages.speedup_rows import not_run, rows, systems
-from stages.speedups import Speedups, run_tasks, tasks
+from stages.speedup_rows import not_run, published_seconds, rows, systems
+from stages.speedup_tasks import run_tasks, tasks
+from stages.speedups import Speedups
 from stages.stage import UserError, load_yaml, read_json, write_json
 
 P = Speedups(**load_yaml(REPO / "params.yaml")["speedups"])
@@ -115,7 +116,7 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(tmp_path, monkeypat
         started.append(name)
         write_json(command[-1], {"made": name})
 
-    monkeypatch.setattr(speedups, "run_client", client)
+    monkeypatch.setattr("stages.speedup_tasks.run_client", client)
     todo = tasks(P, IMAGES)
     write_json(tmp_path / f"{todo[0].name}.json", {"made": "before"})
     found, failed = run_tasks(P, todo, tmp_path)
@@ -185,6 +186,14 @@ def test_what_was_not_measured_stands_there_with_the_reason():
     without = replace(P, methods=["none"])
     listed = {row["id"]: row for row in rows(without, GPU, {}, {}, LLAMA, RATES)}
     assert listed["int8-corrected"]["not_measured"] == "params.yaml: speedups.methods has no int8"
+
+
+def test_the_seconds_of_the_writeups_measurement_are_those_of_all_its_methods_or_none():
+    took = [{"arm": "published", "wall_seconds": seconds} for seconds in (60.0, 40.0)]
+    other = {"arm": "corrected", "wall_seconds": 7.0}
+    assert published_seconds([*took, other]) == 100
+    assert published_seconds([*took, {"arm": "published", "not_measured": "failed"}]) is None
+    assert published_seconds([other]) is None
 
 
 def batch(seconds, digest="a"):
