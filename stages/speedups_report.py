@@ -189,31 +189,32 @@ def together(name, data):
 
 
 def bars(name, data, published):
-    """Two panels of grouped bars over the writeup's methods: tokens/s, and times doing nothing in the same arm."""
+    """Two panels of grouped bars: tokens/s, and times doing nothing in the same arm; over the writeup's methods and
+    what was measured besides."""
     arms = {arm: measured(data, arm) for arm in ("published", "corrected")}
+    methods = list(dict.fromkeys([*published, *arms["published"], *arms["corrected"]]))
     speeds = {"writeup": published} | {
-        arm: {method: row["tokens_per_second"] for method, row in found.items() if method in published}
-        for arm, found in arms.items()
+        arm: {method: row["tokens_per_second"] for method, row in found.items()} for arm, found in arms.items()
     }
     ratios = {"writeup": {method: {"ratio": value / published["none"]} for method, value in published.items()}} | {
-        arm: {method: row["over_none"] for method, row in found.items() if method in published and row["over_none"]}
+        arm: {method: row["over_none"] for method, row in found.items() if row["over_none"]}
         for arm, found in arms.items()
     }
-    figure, panels = figures.new_figure(7.2, panels=2)
+    figure, panels = figures.new_figure(1.2 * len(methods), panels=2)
     width = 0.26
     for number, (arm, colour) in enumerate(zip(speeds, (figures.GREY, figures.ORANGE, figures.BLUE), strict=True)):
         label = "the writeup's figures" if arm == "writeup" else f"here, {arm}"
-        places = [place + (number - 1) * width for place in range(len(published))]
+        places = [place + (number - 1) * width for place in range(len(methods))]
         for axes, values in zip(
             panels, (speeds[arm], {method: one["ratio"] for method, one in ratios[arm].items()}), strict=True
         ):
-            axes.barh(places, [values.get(method, 0) for method in published], height=width, color=colour, label=label)
-        for place, method in zip(places, published, strict=True):
+            axes.barh(places, [values.get(method, 0) for method in methods], height=width, color=colour, label=label)
+        for place, method in zip(places, methods, strict=True):
             one = ratios[arm].get(method, {})
             if one.get("low") is not None and method != "none":
                 panels[1].plot([one["low"], one["high"]], [place, place], color=figures.TEXT, linewidth=1)
     for axes in panels:
-        axes.set_yticks(range(len(published)), list(published))
+        axes.set_yticks(range(len(methods)), methods)
         axes.invert_yaxis()
     panels[0].set_xlabel("tokens/s, one answer at a time")
     panels[1].set_xlabel("times `none` of the same arm (line: 95 % interval)")

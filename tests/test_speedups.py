@@ -299,6 +299,8 @@ def test_the_figures_data_are_the_measured_ones(tmp_path):
     recorded = read_json(REPO / "tests/fixtures/speedups/speedups.json")
     by_id = {row["id"]: row for row in recorded["rows"]}
     for arm in ("published", "corrected"):
+        measured = {row["method"] for row in recorded["rows"] if row["arm"] == arm and not row["not_measured"]}
+        assert drawn.data["tokens_per_second"][arm].keys() == measured
         for method, speed in drawn.data["tokens_per_second"][arm].items():
             assert speed == by_id[f"{method}-{arm}"]["tokens_per_second"]
 
