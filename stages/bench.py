@@ -146,7 +146,7 @@ def sweep(name, p, images, work):
         strangers = gpu_strangers()
         with ExitStack() as stack:
             server, process = start(name, p, server_name, images, work, clock, stack)
-            for point in tries(group, work):
+            for point in tries(group, work, strangers):
                 if time.monotonic() > deadline:
                     break
                 begun = time.monotonic()
@@ -161,11 +161,13 @@ def sweep(name, p, images, work):
         print(f"{name}: BUDGET={os.environ['BUDGET']} is used up; `make bench EXPERIMENT={name}` goes on with the rest")
 
 
-def tries(group, work):
+def tries(group, work, strangers):
     """The points of a server start, and once more those that its certificate refused: kernels that are compiled on
-    first use, a neighbour that came by. Another start would cost more than they do."""
+    first use, a neighbour that came by. Another start would cost more than they do; it alone helps where others were on
+    the GPU before."""
     yield from group
-    yield from [one for one in group if not finished(work, one)]
+    if not strangers:
+        yield from [one for one in group if not finished(work, one)]
 
 
 def about(seconds):

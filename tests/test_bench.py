@@ -746,8 +746,11 @@ def test_a_sweep_that_was_killed_goes_on_at_the_missing_point(bench):
     assert (bench.tree / "calls").read_text().split() == ["4", "2"]
 
 
-def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_path, monkeypatch):
-    now, took = [0.0], []
+@pytest.fixture
+def took(monkeypatch):
+    """sweep() without servers: what was measured, 10 s each by a clock that nothing else moves. A point is valid unless
+    others were on the GPU."""
+    now, measured = [0.0], []
     monkeypatch.setattr("stages.bench.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr("stages.bench.gpu_strangers", lambda: None)
     monkeypatch.setattr("stages.bench.make_inputs", lambda p, images, work: None)
@@ -758,8 +761,9 @@ def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_
 
     def ten_seconds(p, server, point, client_image, process, strangers, work):
         now[0] += 10
-        took.append((point.server, point.concurrency))
-        found = POINT | {"valid": True, "invalid_reasons": [], "ttft_ms_p50": None, "output_tokens_per_second": None}
+        measured.append((point.server, point.concurrency))
+        found = POINT | {"valid": not strangers, "ttft_ms_p50": None, "output_tokens_per_second": None}
+        found |= {"invalid_reasons": ["strangers"] if strangers else [], "checks": []}
         found |= {"server_output_tokens_per_second": None}
         found |= {"input_tokens_asked": 64, "output_tokens_asked": 32, "concurrency": 1, "arm": "corrected"}
         write_json(work / "points" / f"{point}.json", found)
@@ -767,6 +771,10 @@ def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_
 
     monkeypatch.setattr("stages.bench.start", started)
     monkeypatch.setattr("stages.bench.measure", ten_seconds)
+    return measured
+
+
+def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_path, monkeypatch, took):
     p = Bench(**PARAMS | {"servers": ["vllm"], "concurrency": [1, 2, 4, 8], "repeats": 2})
     monkeypatch.setenv("BUDGET", "25s")
     sweep("base", p, {"client": "host:"}, tmp_path / "work")
@@ -774,6 +782,17 @@ def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_
     monkeypatch.setenv("BUDGET", "")
     sweep("base", p, {"client": "host:"}, tmp_path / "work")
     assert took[3:] == [("vllm", level) for level in (2, 1, 8, 4, 2)]
+
+
+def test_what_others_on_the_gpu_spoiled_is_measured_again_by_another_start_only(tmp_path, monkeypatch, took):
+    monkeypatch.setattr("stages.bench.gpu_strangers", lambda: [4711])
+    p = Bench(**PARAMS | {"servers": ["vllm"], "concurrency": [1, 2], "repeats": 1})
+    sweep("base", p, {"client": "host:"}, tmp_path / "work")
+    assert took == [("vllm", 1), ("vllm", 2)]
+    monkeypatch.setattr("stages.bench.gpu_strangers", lambda: [])
+    sweep("base", p, {"client": "host:"}, tmp_path / "work")
+    sweep("base", p, {"client": "host:"}, tmp_path / "work")
+    assert took[2:] == [("vllm", 1), ("vllm", 2)]
 
 
 def test_a_client_that_hangs_is_given_up(bench):
