@@ -184,7 +184,17 @@ def test_a_stage_depends_on_no_code_that_it_does_not_import(graph):
 def test_a_stage_declares_exactly_the_sections_that_it_reads(graph):
     for stage in graph:
         read = {key for file in own_code(stage) for key in [*sections_read(file), *keys_read(file)]}
-        assert set(stage["params"]) == read, stage["name"]
+        assert {key.split(".")[0] for key in stage["params"]} == read, stage["name"]
+
+
+def test_an_experiment_depends_on_every_key_of_bench_and_on_its_own_definition_alone(graphs):
+    for profile, params in graphs[1].items():
+        bench = params["bench"]
+        experiments = {stage["name"]: stage["params"] for stage in graphs[0][profile] if stage["name"][:6] == "bench@"}
+        assert experiments.keys() == {f"bench@{name}" for name in bench["definitions"]}
+        for name, keys in experiments.items():
+            own = {"definitions", f"definitions.{name.removeprefix('bench@')}"}
+            assert set(keys) == {"profile"} | {f"bench.{key}" for key in bench.keys() ^ own}
 
 
 # servers.py says of every server what it reads; these stages start a part of them only.
