@@ -40,7 +40,7 @@ publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?
 	@$(TOOLS) python -m pytest tests/test_pipeline.py
-test:       ## 10 to 12 min, no GPU: all tests, with the real servers
+test:       ## 9 to 13 min, no GPU: all tests, with the real servers
 	@$(TOOLS) python -m pytest -n 2 --no-loadscope-reorder tests
 lock:       ## a minute, network: lock the environments anew, resolve image digests
 	@$(TOOLS) python -m tools.lock
