@@ -338,6 +338,13 @@ class TestTriton:
             thread.join()
         assert [answers[task] for task in (0, 1, 2)] == [told[0] for told in expected]
 
+    def test_an_answer_is_counted_before_its_client_has_it(self, triton):
+        start, counted = read_metrics(triton, triton.counters)["requests"], []
+        for _ in range(30):
+            generate(PROMPTS[0], max_tokens=1)
+            counted.append(read_metrics(triton, triton.counters)["requests"] - start)
+        assert counted == list(range(1, 31))
+
     def test_a_cancelled_request_leaves_the_batch(self, triton):
         before = read_metrics(triton, triton.counters)
         tree_of(REPO, "venv:client", "-c", CANCEL)

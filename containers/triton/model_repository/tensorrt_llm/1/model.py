@@ -84,12 +84,13 @@ class Reply:
             self.backend.engine.cancel(*self.key)
             # Not an empty last response: behind an ensemble that leaves the request open for ever.
             fail(self.sender, "cancelled")
-        elif self.streaming or finished:
-            self.sender.send(self.response(), flags=FINAL if finished else 0)
-            self.waiting = []
-        if finished and not error:
-            self.backend.input_tokens.add(len(self.prompt))
-            self.backend.output_tokens.add(self.made)
+        else:
+            if finished:  # before the last response: a client that has it finds its request counted
+                self.backend.input_tokens.add(len(self.prompt))
+                self.backend.output_tokens.add(self.made)
+            if self.streaming or finished:
+                self.sender.send(self.response(), flags=FINAL if finished else 0)
+                self.waiting = []
 
     def response(self):
         ids = (self.prompt if self.echo else []) + self.waiting
