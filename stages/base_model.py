@@ -45,7 +45,8 @@ def from_wheel(p):
     # Found without importing it: the package itself would pull in llama.cpp.
     gguf = next(Path(f.locate()) for f in files(package) if f.suffix == ".gguf")
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # With its config, which would be read out of the file once more.
+    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, config=model.config)
 
 
 def from_shape(p):
