@@ -11,7 +11,7 @@ from stages.stage import read_json
 
 SMALLEST = {
     "dataset": {"train_rows": 8, "validation_rows": 4},
-    "finetune": {"max_steps": 2, "micro_batch": 2, "accumulation": 2, "eval_steps": 1},
+    "finetune": {"max_steps": 2, "micro_batch": 2, "accumulation": 1, "eval_steps": 2},
     "chat": {"max_new_tokens": 4},
     "style": {"prompts": 0, "max_new_tokens": 4},
     "bench": {
