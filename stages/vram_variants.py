@@ -7,8 +7,9 @@ import random
 from dataclasses import replace
 
 from stages.allocator import MIB
+from stages.decoder import Batch, Setting, Shape
 from stages.finetune import METHODS, with_arm
-from stages.rehearsal import Batch, Rehearsal, Setting, Shape, state_sizes
+from stages.rehearsal import Rehearsal, state_sizes
 from stages.shapes import head_size, linear_shapes
 
 # What the process holds beside torch's memory: the driver's context, cuBLAS, bitsandbytes and others. The one number

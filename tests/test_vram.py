@@ -7,8 +7,9 @@ from conftest import REPO, only_error, probe, run_in, set_params, stage
 
 from stages import vram_variants
 from stages.allocator import MIB, Allocator
+from stages.decoder import Batch, Setting
 from stages.finetune import METHODS
-from stages.rehearsal import Batch, Rehearsal, Setting, state_sizes
+from stages.rehearsal import Rehearsal, state_sizes
 from stages.sizes import TERMS, Node
 from stages.vram import GPT2_XL, Finetune, Lora, gpt_activations, kept_bytes, predict
 from stages.vram_variants import CONTEXT, LIMIT, predict_variants, rehearse, shape_of, training_steps
