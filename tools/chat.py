@@ -15,6 +15,7 @@ import contextlib
 import signal
 import sys
 import time
+import warnings
 
 from stages.chat import Chat, answer
 from stages.dataset import prompt_text
@@ -127,7 +128,11 @@ def ask(model, tokenizer, text, p, stream):
 def load(method, folder):
     """(model, tokenizer) with the adapter of that folder, if any."""
     from peft import PeftModel
+    from transformers.utils.logging import set_verbosity_error
 
+    # These libraries' notes are for those who program with them; here somebody talks.
+    set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)
     model, tokenizer = load_to_answer(method)
     return (PeftModel.from_pretrained(model, folder) if folder else model).eval(), tokenizer
 
