@@ -56,7 +56,6 @@ def clone(tmp_path_factory):
         environments = ("tools", "pytorch", "triton", "vllm", "client")
         run_in(tree, "containers/venv", *environments, check=True)
     git(tree, "init", "--quiet")
-    (tree / ".git" / "info" / "exclude").write_text(".venvs\n")  # a link here, which the pattern `.venvs/` leaves out
     git(tree, "add", "--all")
     git(tree, "commit", "--quiet", "--message", "all")
     return tree, dvc(tree, "repro")
@@ -116,3 +115,11 @@ def test_another_rank_trains_again_and_leaves_the_benchmarks_of_the_base_model(c
     assert dvc(tree, "exp", "run", "-S", "lora.r=8", *targets) == ["machine", "finetune@lora"]
     metrics = read_json(tree / "results" / "embedded" / "finetune" / "lora" / "metrics.json")
     assert metrics["lora"]["r"] == 8 and metrics["trainable_parameters"] == 2 * 1_221_120
+
+
+def test_a_queued_experiment_uses_the_environments_of_the_tree_and_leaves_them_there(clone):
+    tree, _ = clone
+    # --temp is what `dvc queue start` does, in front: a copy of the tree. Without a way out nothing can be installed.
+    assert dvc(tree, "exp", "run", "--temp", "-S", "lora.r=16", "machine") == ["machine"]
+    assert list((tree / ".dvc" / "tmp" / "exps").glob("**/.venvs")) == []
+    assert (tree / ".venvs" / "tools" / "bin" / "python").exists()
