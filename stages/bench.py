@@ -6,6 +6,7 @@ in:   results/<profile>/base_model, results/<profile>/machine/machine.json, and 
 out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json   one entry a load: medians, intervals, every repeat with
                                                               its certificate, and what made them
       results/<profile>/bench/EXPERIMENT/SERVER/points.csv    one line a repeat
+      results/<profile>/bench/EXPERIMENT/SERVER/summary.json  what `dvc exp show` lists
       results/<profile>/bench/EXPERIMENT/raw/POINT/           genai-perf's own files, untouched
       results/<profile>/bench/EXPERIMENT/*.jsonl, *.log       the prompts that every server got, and what was said
 

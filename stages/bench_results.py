@@ -2,7 +2,7 @@
 What the benchmark writes of a server once its points are measured, or are not to be measured (stages/bench.py).
 
 in:   .work/<profile>/bench-EXPERIMENT-<fingerprint>/points/, servers/
-out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json, points.csv
+out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json, points.csv, summary.json
 """
 
 import csv
@@ -11,7 +11,7 @@ from stages import points
 from stages.experiments import BUDGET_ENDED, key_of, visits
 from stages.servers import OURS, shape_file
 from stages.shapes import dimensions
-from stages.stage import read_json, results, write_metrics
+from stages.stage import read_json, results, write_json, write_metrics
 
 # What points.json says of a server that never ran.
 NOT_STARTED = {"engine": None, "engine_is_stand_in": False, "weights_format": None, "kv_format": None,
@@ -32,6 +32,19 @@ def publish(out, work, p, server_name, asked):
     facts = {**asked, **(read_json(made) if made.exists() else NOT_STARTED)}
     write_metrics(out / server_name / "points.json", {**facts, "not_measured": short, "points": summed})
     write_csv(out / server_name / "points.csv", [one for entry in summed for one in entry["repeats"]])
+    write_json(out / server_name / "summary.json", {asked["experiment"]: {server_name: in_short(summed)}})
+
+
+def in_short(summed):
+    """{load: the few numbers} of the valid points of the corrected arm, for `dvc exp show`."""
+    names = ("server_output_tokens_per_second", "ttft_ms_p50", "server_itl_ms_avg")
+    return {
+        f"{point['input_tokens_asked']}-{point['output_tokens_asked']}-c{point['concurrency']}": {
+            name: point[name] for name in names
+        }
+        for point in summed
+        if point["valid"] and point["arm"] == "corrected"
+    }
 
 
 def place(p, point):

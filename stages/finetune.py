@@ -6,6 +6,7 @@ in:   results/<profile>/base_model/model/, results/<profile>/dataset/
 out:  results/<profile>/finetune/VARIANT/adapter/      the adapter with the best validation loss
       results/<profile>/finetune/VARIANT/metrics.json  time, memory, losses, what was proven about the settings
       results/<profile>/finetune/VARIANT/steps.csv     one line an optimiser step
+      results/<profile>/finetune/VARIANT/summary.json  what `dvc exp show` lists
 With finetune.gpus above 1 the stage starts itself once a GPU; the first one writes the results. Each GPU holds the
 whole model, or with finetune.sharded a part of it.
 Checkpoints stand in .work/ until the run is whole: after a kill, the same command goes on from the last one.
@@ -35,6 +36,7 @@ from stages.stage import (
     results,
     run,
     work_dir,
+    write_json,
     write_metrics,
 )
 from stages.training import attention_kernels, make_trainer, progress_callback
@@ -214,32 +216,37 @@ def main():
     steps = read_steps(work / "steps")
     write_steps(out / "steps.csv", steps)
     found = summary(steps)
-    write_metrics(
-        out / "metrics.json",
-        {
-            "method": method,
-            "variant": variant,
-            "model": base["name"],
-            "shape": base["shape"],
-            "weights": base["weights"],
-            # A run that was interrupted has no wall time of its own: the time before the kill is not known.
-            "wall_seconds": None if resumed else time.monotonic() - STARTED,
-            "train_seconds": None if resumed else trained,
-            "resumed_from_step": int(resumed.name.split("-")[1]) if resumed else None,
-            **found,
-            # The trainer counts tokens from zero when it goes on from a checkpoint.
-            **({"trained_tokens": None, "tokens_per_second": None} if resumed else {}),
-            **utilisation(flops, found["tokens_per_second_median"], p.gpus),
-            "dataset_rows": data["dataset_rows"],
-            "train_rows": data["train_rows"],
-            "memory": memory.summary(),
-            **proofs,
-            "settings": settings,
-            "lora": dataclasses.asdict(lora),
-            "seed": p.seed,
-        },
-    )
+    metrics = {
+        "method": method,
+        "variant": variant,
+        "model": base["name"],
+        "shape": base["shape"],
+        "weights": base["weights"],
+        # A run that was interrupted has no wall time of its own: the time before the kill is not known.
+        "wall_seconds": None if resumed else time.monotonic() - STARTED,
+        "train_seconds": None if resumed else trained,
+        "resumed_from_step": int(resumed.name.split("-")[1]) if resumed else None,
+        **found,
+        # The trainer counts tokens from zero when it goes on from a checkpoint.
+        **({"trained_tokens": None, "tokens_per_second": None} if resumed else {}),
+        **utilisation(flops, found["tokens_per_second_median"], p.gpus),
+        "dataset_rows": data["dataset_rows"],
+        "train_rows": data["train_rows"],
+        "memory": memory.summary(),
+        **proofs,
+        "settings": settings,
+        "lora": dataclasses.asdict(lora),
+        "seed": p.seed,
+    }
+    write_metrics(out / "metrics.json", metrics)
+    write_json(out / "summary.json", {variant: in_short(metrics)})
     shutil.rmtree(work)
+
+
+def in_short(metrics):
+    """The few numbers of a fine-tuning, for `dvc exp show`."""
+    names = ("trainable_parameters", "eval_loss_best", "seconds_per_step_median", "tokens_per_second")
+    return {name: metrics[name] for name in names} | {"process_peak_mib": metrics["memory"]["process_peak_mib"]}
 
 
 if __name__ == "__main__":

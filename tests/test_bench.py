@@ -593,6 +593,9 @@ def test_a_sweep_writes_points_raw_files_and_what_made_them(bench):
     names = [path.relative_to(out / "raw").parts[0] for path in sorted(out.glob("raw/*/*/*_genai_perf.json"))]
     assert names == ["triton-64-32-c1-corrected-r1", "triton-64-32-c2-corrected-r1", "triton-64-32-c4-corrected-r1"]
     assert len((out / "triton" / "points.csv").read_text().splitlines()) == 4
+    listed = json.loads((out / "triton" / "summary.json").read_text())["base"]["triton"]
+    assert list(listed) == ["64-32-c1", "64-32-c2", "64-32-c4"]
+    assert listed["64-32-c2"]["ttft_ms_p50"] == written["points"][1]["ttft_ms_p50"] > 0
     assert re.search(r"concurrency 2: 118\.2 tokens/s.* about \d+ s left", done.stdout)
     assert left_over(bench.tree) == []
     # The next run measures anew, and knows how long this one took.
@@ -706,6 +709,7 @@ def test_an_invalid_point_is_written_as_such_and_measured_again_by_the_same_serv
     with (results_of(bench.tree) / "triton" / "points.csv").open() as file:
         told = {row["concurrency"]: row["refused_tries"] for row in csv.DictReader(file)}
     assert told == {"1": "2", "4": "1", "2": "1"}
+    assert json.loads((results_of(bench.tree) / "triton" / "summary.json").read_text()) == {"base": {"triton": {}}}
 
 
 def test_an_arm_that_can_never_be_valid_is_measured_once(bench):

@@ -1,5 +1,6 @@
 """The whole graph in a fresh clone, as `dvc repro` runs it, with the smallest settings: minutes, no GPU."""
 
+import csv
 import re
 import subprocess
 
@@ -115,6 +116,10 @@ def test_another_rank_trains_again_and_leaves_the_benchmarks_of_the_base_model(c
     assert dvc(tree, "exp", "run", "-S", "lora.r=8", *targets) == ["machine", "finetune@lora"]
     metrics = read_json(tree / "results" / "embedded" / "finetune" / "lora" / "metrics.json")
     assert metrics["lora"]["r"] == 8 and metrics["trainable_parameters"] == 2 * 1_221_120
+    shown = run_in(tree, "containers/run", "venv:tools", "dvc", "exp", "show", "--csv", "--only-changed").stdout
+    rows = {row["rev"]: row for row in csv.DictReader(shown.splitlines())}
+    sizes = {(row["lora.r"], row["lora.trainable_parameters"]) for row in rows.values()}
+    assert sizes == {("4", "1221120"), ("8", "2442240")}
 
 
 def test_a_queued_experiment_uses_the_environments_of_the_tree_and_leaves_them_there(clone):
