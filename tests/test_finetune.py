@@ -97,7 +97,12 @@ def test_an_adapter_has_the_size_that_was_predicted_for_it(trained, small_tree, 
 
 def test_a_finished_run_leaves_no_checkpoints(trained, small_tree):
     assert list((small_tree / ".work").rglob("checkpoint-*")) == []
-    assert sorted(path.name for path in (trained / "lora").iterdir()) == ["adapter", "metrics.json", "steps.csv"]
+    assert sorted(path.name for path in (trained / "lora").iterdir()) == [
+        "adapter",
+        "metrics.json",
+        "steps.csv",
+        "summary.json",
+    ]
 
 
 @pytest.fixture(scope="module")
