@@ -66,7 +66,7 @@ def one_run(name, data, published):
     figure = slug("speedups", name)
     caption = (
         f"Tokens per second of each method, and how many times that of doing nothing in the same arm it is: the "
-        f"writeup (RTX 3080 Laptop, llm-jp-1.3b) and {name} ({data['model']}) in both arms."
+        f"writeup (RTX 3080 Laptop, llm-jp-1.3b) and {name} ({data['model']})."
     )
     yield ("figure", figure, bars(figure, data, published), caption)
     yield ("table", list(COLUMNS), [cells(row, published) for row in data["rows"]])
@@ -191,8 +191,8 @@ def together(name, data):
 def bars(name, data, published):
     """Two panels of grouped bars: tokens/s, and times doing nothing in the same arm; over the writeup's methods and
     what was measured besides."""
-    arms = {arm: measured(data, arm) for arm in ("published", "corrected")}
-    methods = list(dict.fromkeys([*published, *arms["published"], *arms["corrected"]]))
+    arms = {arm: found for arm in ("published", "corrected") if (found := measured(data, arm))}
+    methods = list(dict.fromkeys([*published, *(method for found in arms.values() for method in found)]))
     speeds = {"writeup": published} | {
         arm: {method: row["tokens_per_second"] for method, row in found.items()} for arm, found in arms.items()
     }
@@ -202,13 +202,16 @@ def bars(name, data, published):
     }
     figure, panels = figures.new_figure(1.2 * len(methods), panels=2)
     width = 0.26
-    for number, (arm, colour) in enumerate(zip(speeds, (figures.GREY, figures.ORANGE, figures.BLUE), strict=True)):
+    colours = {"writeup": figures.GREY, "published": figures.ORANGE, "corrected": figures.BLUE}
+    for number, arm in enumerate(speeds):
         label = "the writeup's figures" if arm == "writeup" else f"here, {arm}"
         places = [place + (number - 1) * width for place in range(len(methods))]
         for axes, values in zip(
             panels, (speeds[arm], {method: one["ratio"] for method, one in ratios[arm].items()}), strict=True
         ):
-            axes.barh(places, [values.get(method, 0) for method in methods], height=width, color=colour, label=label)
+            axes.barh(
+                places, [values.get(method, 0) for method in methods], height=width, color=colours[arm], label=label
+            )
         for place, method in zip(places, methods, strict=True):
             one = ratios[arm].get(method, {})
             if one.get("low") is not None and method != "none":

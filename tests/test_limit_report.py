@@ -28,14 +28,16 @@ def measured(device, gpus, fp8=None):
 
 @pytest.fixture
 def report(tmp_path, monkeypatch):
-    """blocks(limits.json or None of one run)."""
+    """blocks(limits.json of one run, of the next, ...; None: a run without)."""
     monkeypatch.chdir(REPO)
 
-    def blocks(entry):
-        if entry:
-            (tmp_path / "limits").mkdir()
-            (tmp_path / "limits" / "limits.json").write_text(json.dumps(entry))
-        return list(limits({"runs": {"mine": {"folder": str(tmp_path)}}}))
+    def blocks(*entries):
+        runs = {f"run {number}": tmp_path / str(number) for number in range(len(entries))}
+        for folder, entry in zip(runs.values(), entries, strict=True):
+            if entry:
+                (folder / "limits").mkdir(parents=True)
+                (folder / "limits" / "limits.json").write_text(json.dumps(entry))
+        return list(limits({"runs": {name: {"folder": str(folder)} for name, folder in runs.items()}}))
 
     return blocks
 
@@ -64,6 +66,17 @@ def test_every_model_and_format_has_its_limit_at_1_16_and_64(report):
     assert rows[0][:6] == ["llama-2-7b", "bf16", "1", "13.21", "0.34", "3.23"]
     limit, apart = (float(cell.replace(",", "")) for cell in rows[0][6:])
     assert 305 < apart < limit < 1000 / 3.22
+
+
+def test_runs_on_one_kind_of_gpu_share_a_table_by_the_one_with_the_most_bandwidth(report):
+    h200, h100 = (measured(name, [{"name": name}], GOOD) for name in ("NVIDIA H200", "NVIDIA H100"))
+    blocks = report(h200 | {"bytes_per_second": 4.1e12}, h100, h200)
+    assert [block[2] for block in blocks if block[0] == "heading"][1:] == [
+        "The most that one GPU can serve: NVIDIA H200",
+        "The most that one GPU can serve: NVIDIA H100",
+    ]
+    assert "With the limits of run 2, of 2 runs" in blocks[4][1]
+    assert tables(blocks)[1][0][5] == "3.23"  # ms a step at 4.2 TB/s, as by hand above
 
 
 def test_a_machine_without_a_gpu_shows_its_limits_alone_and_no_run_shows_nothing(report):
