@@ -17,9 +17,6 @@ PROMPTS = ("unique", "synthetic")
 # Begin the reasons for which points are missing that may still come.
 BUDGET_ENDED, NOT_ASKED = "the budget ended after", "has no"
 ASKED_FOR = "EXPERIMENT"  # in the environment: the experiment that somebody wants, listed in bench.experiments or not
-# Seconds of a server's start and of a point, its client's start and its warm-up included: on one H200
-# (results/reference/h200-vllm: starts of 73 to 144 s) and on two CPU cores (57 to 78 s, 10 to 34 s).
-COST = {"gpu": (120, 25), "cpu": (60, 20)}
 FIXED = ("experiments", "definitions", "configurations", "client_arms")  # no patch changes these
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import REPO, only_error, run_in
 from contracts import BrokenContract, Contract
 
-from stages.experiments import COST, Bench, unfinished, visits, with_experiment
+from stages.experiments import Bench, unfinished, visits, with_experiment
 from stages.ledger import load_ledger
 from stages.runs import lookup
 from stages.stage import load_yaml, read_params
@@ -33,18 +33,20 @@ def test_every_experiment_stands_there_with_what_it_measures_and_what_runs_it(tr
     assert {name[:-2] for name in found if name.endswith(" *")} == set(p.experiments)
     assert found["base *"]["points"] == "4" and found["base *"]["run it with"] == "make bench EXPERIMENT=base"
     assert found["gpt-oss"]["servers"] == "vllm-gpt-oss" and found["gpt-oss"]["model"] == "gpt-oss-20b:mxfp4"
-    assert lines[-1] == "minutes = starts x 60 s + points x repeats x 20 s, unless measured here"
+    assert lines[-1] == "minutes: about those of two CPU cores (what needs a GPU: of one H200), unless measured here"
 
 
-def test_the_minutes_are_the_formula_until_something_was_measured_here(tmp_path, monkeypatch):
+def test_the_minutes_go_by_the_loads_until_something_was_measured_here(tmp_path, monkeypatch):
     p = read_params(Bench, REPO / "params.yaml")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("profile: embedded\n")
     plan = list(visits(with_experiment(p, "base")))
-    (start, point), points = COST["cpu"], sum(len(group) for _, group in plan)
-    minutes = f"{(start * len(plan) + point * points) / 60:.0f}"
+    points = sum(len(group) for _, group in plan)
     cells = dict(zip(HEADER, row(p, "base", "cpu"), strict=True))
-    assert (cells["starts"], cells["minutes"]) == ("4", minutes)
+    # By hand: 4 starts of 60 s, 6 points of 15.3 s (7 answers of 16 tokens, one after the other), 6 of 14.5 s (4 of 4).
+    assert (cells["starts"], cells["minutes"]) == ("4", "7")
+    # 7 starts of 120 s, 9 points of 153 s: 2 rounds of 1,000 tokens at 46 ms, 2,048,000 tokens to read.
+    assert {row(p, "gpt-oss-search", kind)[HEADER.index("minutes")] for kind in ("cpu", "gpu")} == {"37"}
     measured = {"ready": {"triton": 30, "vllm": 30}, "points": {"vllm-64-32-c1-corrected": 30}}
     (tmp_path / ".work" / "embedded").mkdir(parents=True)
     (tmp_path / ".work" / "embedded" / "bench-base.seconds.json").write_text(json.dumps(measured))
