@@ -35,11 +35,11 @@ def limits(ledger):
     )
     header = ["run", "device", "limit", "measured", "probe", "least", "most", "maker", "share"]
     yield ("table", header, list(rows(measured)))
-    cards = {}
+    by_device = {}
     for name, entry in measured.items():
         if entry["made_by"]["gpus"]:
-            cards.setdefault(entry["device"], {})[name] = entry
-    for device, runs in cards.items():
+            by_device.setdefault(entry["device"], {})[name] = entry
+    for device, runs in by_device.items():
         yield from served(device, runs)
 
 
@@ -68,7 +68,7 @@ def served(device, runs):
     yield ("heading", 3, f"The most that one GPU can serve: {device}")
     yield (
         "text",
-        f"With the limits of {fastest}, of {len(runs)} runs the one that measured the most bandwidth; a point is held "
+        f"With the limits of {fastest}: of the runs on this device it measured the most bandwidth; a point is held "
         f"against its own run's. {INPUT} tokens in, {OUTPUT} out. GB: the least that a step reads when half of the "
         "answer is made. Limit: the longer of all bytes over the bandwidth and all operations over the matrix rate; no "
         "engine is faster. Apart: the limit of an engine that never reads a prompt in a step that also decodes. Of a "

@@ -205,7 +205,7 @@ def bars(name, data, published):
     colours = {"writeup": figures.GREY, "published": figures.ORANGE, "corrected": figures.BLUE}
     for number, arm in enumerate(speeds):
         label = "the writeup's figures" if arm == "writeup" else f"here, {arm}"
-        places = [place + (number - 1) * width for place in range(len(methods))]
+        places = [place + (number - (len(speeds) - 1) / 2) * width for place in range(len(methods))]
         for axes, values in zip(
             panels, (speeds[arm], {method: one["ratio"] for method, one in ratios[arm].items()}), strict=True
         ):

@@ -27,8 +27,8 @@ class Cost:
     read: float
 
 
-# vLLM on one H200 and on two CPU cores. Of 111 loads in results/reference these give 0.5 to 2 times what each took, in
-# the median 1.05 times on CPUs and 1.09 on the GPU.
+# vLLM on one H200 and on two CPU cores. Of 111 loads in results/reference these give 0.45 to 2 times what each took,
+# in the median 1.05 times on CPUs and 1.09 on the GPU.
 COSTS = {"gpu": Cost(120, 10, 0.005, 0.00004, 40_000), "cpu": Cost(60, 10, 0.04, 0.002, 700)}
 
 
@@ -48,12 +48,12 @@ def row(p, name, kind):
     asked.servers = [server for server in asked.servers if server.partition("-")[0] in p.servers]
     plan = list(visits(asked))
     here = Clock(work_folder(f"bench-{name}.seconds.json")).left(plan)
-    here_too = kind == "gpu" or asked.model in OURS
-    cost = COSTS[kind if here_too else "gpu"]
+    runs_here = kind == "gpu" or asked.model in OURS
+    cost = COSTS[kind if runs_here else "gpu"]
     measuring = sum(point_seconds(asked, point, cost) for _, group in plan for point in group)
     seconds = here if here is not None else len(plan) * cost.start + measuring
     minutes = f"{seconds / 60:.0f}{' (measured here)' if here is not None else ''}"
-    command = f"make bench EXPERIMENT={name}" if here_too else "(needs a GPU)"
+    command = f"make bench EXPERIMENT={name}" if runs_here else "(needs a GPU)"
     points = len(asked.servers) * len(asked.lengths) * len(asked.concurrency) * len(asked.arms)
     servers = ", ".join(asked.servers) or "none of bench.servers"
     mark = " *" if name in p.experiments else ""
