@@ -72,6 +72,11 @@ def by_server(point, made, watts):
     }
 
 
+def guessed_right(counted):
+    """The share of a server's guessed tokens (speculative decoding) that was right; None where it guessed none."""
+    return counted["guessed_right"] / counted["guessed"] if counted.get("guessed") else None
+
+
 def summed_up(repeats):
     """One entry of points.json: the medians of the valid repeats, with intervals, and every repeat as it was.
 

@@ -110,6 +110,8 @@ class Vllm:
         "requests": "vllm:request_success_total",
         "cache_hits": "vllm:prefix_cache_hits_total",
         "preemptions": "vllm:num_preemptions_total",
+        "guessed": "vllm:spec_decode_num_draft_tokens_total",
+        "guessed_right": "vllm:spec_decode_num_accepted_tokens_total",
     }
     gauges = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting"}
 

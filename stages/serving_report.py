@@ -129,6 +129,7 @@ def one_experiment(name, servers, limits):
     else:
         header, rows = points_table(servers, limits)
         yield ("table", header, rows)
+        yield from (("text", guessing(server, data)) for server, data in servers.items() if guesses(data))
         if any(share(data, point, limits) > 1 for data in servers.values() for point in data["points"]):
             yield ("text", "More than 100 %: the limit was measured while other programs used the machine.")
         series = [one for server, data in servers.items() for one in all_series(server, data, limits)]
@@ -137,6 +138,17 @@ def one_experiment(name, servers, limits):
             yield from drawings(name, series, weights)
         yield from beside_the_first(servers)
     yield from certificates(servers)
+
+
+def guessing(server, data):
+    """What became of the tokens that a server guessed: the rest of its figures rests on it."""
+    found = {load_of(data, point): point.get("guessed_right") for point in data["points"]}
+    told = ", ".join(f"{one:.0%} at {load}" for load, one in found.items() if one is not None)
+    if not told:
+        return f"{server} guesses tokens; how many of them were right is not measured."
+    if data["base_model"]["weights"] == "random":
+        told += "; what random weights write repeats itself as no text does: a trained model's shares are others"
+    return f"Of the tokens that {server} guessed these were right: {told}."
 
 
 # The servers beside each other.

@@ -335,6 +335,21 @@ def test_the_tokens_a_server_made_are_read_from_its_metrics():
     assert servers.sums(TRITON_METRICS, servers.Triton.counters) == counted
 
 
+VLLM_GUESSING = """\
+vllm:spec_decode_num_drafts_total{engine="0",model_name="base"} 13.0
+vllm:spec_decode_num_draft_tokens_total{engine="0",model_name="base"} 46.0
+vllm:spec_decode_num_draft_tokens_created{engine="0",model_name="base"} 1.7953661829967446e+09
+vllm:spec_decode_num_accepted_tokens_total{engine="0",model_name="base"} 43.0
+vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="base",position="0"} 13.0
+"""
+
+
+def test_how_many_guessed_tokens_were_right_is_read_from_a_server_that_guesses():
+    counted = servers.sums(VLLM_GUESSING, servers.Vllm.counters)
+    assert points.guessed_right(counted) == 43 / 46
+    assert points.guessed_right(servers.sums(VLLM_METRICS, servers.Vllm.counters)) is None
+
+
 # Commands and parameters
 
 

@@ -216,6 +216,20 @@ def test_other_weights_or_guessed_tokens_of_random_weights_win_nothing(int4, cha
                           for n in (1, 8, 16, 32, 64)}  # fmt: skip
 
 
+def test_how_many_guesses_were_right_stands_below_the_figures_and_for_random_weights_what_that_means(int4):
+    int4["server_command"].append('--speculative-config={"method": "ngram"}')
+    unknown = [b[1] for b in serving_report.one_experiment("search", {"vllm-ngram": int4}, None) if b[0] == "text"]
+    assert "vllm-ngram guesses tokens; how many of them were right is not measured." in unknown
+    for point in int4["points"]:
+        point["guessed_right"] = 0.934
+    told = [b[1] for b in serving_report.one_experiment("search", {"vllm-ngram": int4}, None) if b[0] == "text"]
+    (words,) = [one for one in told if "guessed" in one]
+    assert words.startswith("Of the tokens that vllm-ngram guessed these were right: 93% at c=1, 93% at c=8, ")
+    assert words.endswith(
+        "; what random weights write repeats itself as no text does: a trained model's shares are others."
+    )
+
+
 def test_the_noise_is_how_far_a_repeat_lies_from_its_own_median(int4):
     assert noise([three_times(int4, 0.9, 1.0, 1.2)], RATE) == pytest.approx(0.2)
     assert noise([int4], RATE) == 0.0
