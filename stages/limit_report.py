@@ -5,8 +5,7 @@ the least that a step reads and the most tokens a second that follow, for each m
 
 from stages.claims import show
 from stages.roofline import closed_loop, decode_step, rates, seconds
-from stages.runs import optional
-from stages.sections import folders
+from stages.sections import found_in
 from stages.shapes import read_shape
 from stages.stage import load_yaml
 
@@ -23,8 +22,7 @@ LIMITS = {
 
 def limits(ledger):
     """The section: every run that measured its machine; nothing where none has."""
-    measured = {name: optional(folder / "limits/limits.json") for name, folder, _ in folders(ledger)}
-    measured = {name: entry for name, entry in measured.items() if entry}
+    measured = dict(found_in(ledger, "limits/limits.json"))
     if not measured:
         return
     yield ("heading", 2, "What the machine allows")
@@ -61,14 +59,19 @@ def rows(measured):
             yield [name, entry["device"], what, numbers[0], best.replace("_", " "), *numbers[1:], maker, share]
 
 
+def most_bandwidth(runs):
+    """The run, of {name: limits}, that measured the most bandwidth."""
+    return max(runs, key=lambda name: runs[name]["bytes_per_second"] or 0)
+
+
 def served(device, runs):
-    """The roofline of every model on one GPU of a kind, by the run {name: limits} that found the most bandwidth."""
-    fastest = max(runs, key=lambda name: runs[name]["bytes_per_second"] or 0)
-    machine = rates(runs[fastest])
+    """The roofline of every model on one GPU of a kind."""
+    best = most_bandwidth(runs)
+    machine = rates(runs[best])
     yield ("heading", 3, f"The most that one GPU can serve: {device}")
     yield (
         "text",
-        f"With the limits of {fastest}: of the runs on this device it measured the most bandwidth; a point is held "
+        f"With the limits of {best}: of the runs on this device it measured the most bandwidth; a point is held "
         f"against its own run's. {INPUT} tokens in, {OUTPUT} out. GB: the least that a step reads when half of the "
         "answer is made. Limit: the longer of all bytes over the bandwidth and all operations over the matrix rate; no "
         "engine is faster. Apart: the limit of an engine that never reads a prompt in a step that also decodes. Of a "

@@ -4,8 +4,8 @@ the servers of an experiment beside each other, the walk from the writeup's clie
 whether a load is what was asked for (its certificate).
 """
 
-from stages.claims import show
 from stages.comparison import RATE, compared, noise
+from stages.published_serving import published
 from stages.runs import optional
 from stages.sections import folders, not_measured
 from stages.serving_points import NUMBERS, all_series, drawings, guesses, load_of, points_table, share
@@ -13,26 +13,11 @@ from stages.shapes import experts
 from stages.stage import read_json
 from stages.walk_report import walk
 
-# The published serving points: server, concurrency, and the claims that hold throughput, per user, first token, ITL.
-POINTS = (
-    ("Triton, TensorRT-LLM", 1, [f"stream-c1-{key}" for key in ("throughput", "per-user-avg", "ttft-avg", "itl-avg")]),
-    ("Triton, TensorRT-LLM", 2, [f"stream-c2-{key}" for key in ("throughput", "per-user-avg", "ttft-avg", "itl-avg")]),
-    ("Triton, TensorRT-LLM", 16, ["triton-throughput", None, None, None]),
-    ("vLLM 0.11.0", 16, ["triton-vllm-throughput", None, None, None]),
-)
-
 
 def serving(ledger, claims):
     """What was published, then every run's experiments."""
     yield ("heading", 2, "Serving")
-    rows = [[server, str(level), *(show(claims[name]["value"]) if name else "—" for name in ids)]
-            for server, level, ids in POINTS]  # fmt: skip
-    yield (
-        "text",
-        "Published, for ELYZA 7B in 4 bits on one H100, 512 tokens in, 256 asked for, lengths not controlled:",
-    )
-    header = ["server", "concurrency", *NUMBERS.values()]
-    yield ("table", header, rows)
+    yield from published(ledger, claims)
     measured = 0
     for name, folder, _ in folders(ledger):
         found = experiments(folder)

@@ -9,11 +9,11 @@ import json
 import pytest
 from conftest import REPO
 
-from stages import serving_points, serving_report, walk_report
+from stages import published_serving, serving_points, serving_report, walk_report
 from stages.comparison import RATE, compared, noise, span, value
 from stages.page import Grey, html_table, to_html, to_markdown
 from stages.points import summed_up
-from stages.stage import read_json
+from stages.stage import read_json, write_json
 
 CPU = REPO / "tests/fixtures/serving"
 H200, PUBLISHED = CPU / "h200", REPO / "results/reference/h200-vllm"
@@ -287,8 +287,19 @@ def test_repeats_that_disagree_say_how_many_failed():
 
 
 def chapter(folder):
-    claims = {claim: {"value": 1} for *_, ids in serving_report.POINTS for claim in ids if claim}
+    claims = {claim: {"value": 1} for *_, ids in published_serving.POINTS for claim in ids if claim}
     return list(serving_report.serving({"runs": {"h200": {"folder": str(folder)}}}, claims))
+
+
+def test_what_was_published_stands_beside_what_such_a_card_allows_where_one_was_measured(tmp_path):
+    claims = {claim: {"value": 171.29} for *_, ids in published_serving.POINTS for claim in ids if claim}
+    write_json(tmp_path / "limits/limits.json", {**LIMITS, "device": "NVIDIA H100 80GB HBM3", "bytes_per_second": 3e12})
+    text, (_, header, rows) = published_serving.published({"runs": {"h100": {"folder": str(tmp_path)}}}, claims)
+    assert "of the card in h100" in text[1]
+    # For a token of one user 3.36 GB of matrices in 4 bits, 0.26 GB of head and 0.17 GB of keys and values: 1.27 ms.
+    assert dict(zip(header, rows[0], strict=True))["of the limit"] == "22%"
+    _, (_, header, rows) = published_serving.published({"runs": {"h200": {"folder": str(H200)}}}, claims)
+    assert {row[header.index("of the limit")] for row in rows} == {"—"}
 
 
 def test_the_chapter_of_the_published_run_names_what_is_partial_and_that_weights_are_random():

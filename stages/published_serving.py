@@ -1,0 +1,44 @@
+"""
+The serving points that the main writeup published, as blocks (stages/page.py), beside what a card of its kind allows.
+"""
+
+from stages.claims import show
+from stages.limit_report import most_bandwidth
+from stages.roofline import closed_loop, rates
+from stages.sections import found_in
+from stages.serving_points import NUMBERS
+from stages.shapes import read_shape
+
+# The points: server, concurrency, formats of weights and of keys and values, and the claims that hold
+# throughput, per user, first token, ITL.
+AWQ, GPTQ = ("int4-g128-zeros", "int8"), ("int4-g128", "bf16")
+STREAMED = ("throughput", "per-user-avg", "ttft-avg", "itl-avg")
+POINTS = (
+    ("Triton, TensorRT-LLM", 1, AWQ, [f"stream-c1-{name}" for name in STREAMED]),
+    ("Triton, TensorRT-LLM", 2, AWQ, [f"stream-c2-{name}" for name in STREAMED]),
+    ("Triton, TensorRT-LLM", 16, AWQ, ["triton-throughput", None, None, None]),
+    ("vLLM 0.11.0", 16, GPTQ, ["triton-vllm-throughput", None, None, None]),
+)
+CARD, SHAPE, LENGTHS = "NVIDIA H100", "llama-2-7b", (512, 256)
+
+
+def published(ledger, claims):
+    """The published points, and their share of what such a card allows, where a run has measured one."""
+    measured = found_in(ledger, "limits/limits.json")
+    cards = {name: limits for name, limits in measured if limits["device"].startswith(CARD)}
+    best = most_bandwidth(cards) if cards else None
+    words = "Published, for ELYZA 7B in 4 bits on one H100, 512 tokens in, 256 asked for, lengths not controlled"
+    yield ("text", words + (f" (the limit: of the card in {best}, for just these lengths):" if best else ":"))
+    rows = []
+    for server, level, formats, ids in POINTS:
+        rate, *others = (claims[name]["value"] if name else None for name in ids)
+        share = f"{rate / limit(cards[best], formats, level):.0%}" if best else "—"
+        rows.append([server, str(level), show(rate), share, *map(show, others)])
+    rate, *others = NUMBERS.values()
+    yield ("table", ["server", "concurrency", rate, "of the limit", *others], rows)
+
+
+def limit(measured, formats, concurrency):
+    """The most output tokens/s that a card with these limits allows at the published lengths."""
+    config = read_shape(SHAPE, "the shape is")
+    return closed_loop(config, *formats, rates(measured), concurrency, *LENGTHS)["tokens_per_second"]
