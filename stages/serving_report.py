@@ -4,6 +4,8 @@ the servers of an experiment beside each other, the walk from the writeup's clie
 whether a load is what was asked for (its certificate).
 """
 
+import re
+
 from stages.comparison import RATE, compared, noise
 from stages.published_serving import published
 from stages.runs import optional
@@ -29,12 +31,17 @@ def serving(ledger, claims):
 
 
 def experiments(folder):
-    """{experiment: {server: points.json}} of a run."""
+    """{experiment: {server: points.json}} of a run, in the order of names with their numbers as numbers: the first
+    server is what the others are divided by, vllm-batch-4 before vllm-batch-16."""
     found = {}
-    for path in sorted(folder.glob("bench/*/*/points.json")):
+    for path in sorted(folder.glob("bench/*/*/points.json"), key=by_number):
         experiment, server = path.parts[-3:-1]
         found.setdefault(experiment, {})[server] = read_json(path)
     return found
+
+
+def by_number(path):
+    return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", str(path))]
 
 
 def chapter(name, folder, found):

@@ -230,6 +230,12 @@ def test_how_many_guesses_were_right_stands_below_the_figures_and_for_random_wei
     )
 
 
+def test_servers_are_divided_by_the_one_with_the_lowest_number(tmp_path, int4):
+    for server in ("vllm-batch-16", "vllm-batch-4", "vllm-batch-8"):
+        write_json(tmp_path / f"bench/batch/{server}/points.json", int4)
+    assert list(serving_report.experiments(tmp_path)["batch"]) == ["vllm-batch-4", "vllm-batch-8", "vllm-batch-16"]
+
+
 def test_the_noise_is_how_far_a_repeat_lies_from_its_own_median(int4):
     assert noise([three_times(int4, 0.9, 1.0, 1.2)], RATE) == pytest.approx(0.2)
     assert noise([int4], RATE) == 0.0
