@@ -14,7 +14,7 @@ from pathlib import Path
 import docker_engine
 import pytest
 import yaml
-from conftest import REPO, copy_tree, run_in, tiny_wheel, variables
+from conftest import REPO, copy_tree, leave_out_experiments, run_in, tiny_wheel, variables
 from doubles import DOUBLE, double_image
 
 from stages.serving import is_ready
@@ -67,14 +67,10 @@ def choose_images(tree, images):
     path.write_text(before + start + ours + rest)
 
 
-OTHERS = "lengths|bf16|fp8|int4|gpt-oss[\\w-]*"  # experiments of other profiles: they only say that they are not run
-
-
 def leave_out(tree):
     """What this test asks nothing of and dvc would read a hundred times: arms, other experiments, studies, published
     runs; and all loads but one."""
-    graph = (tree / "dvc.yaml").read_text()
-    (tree / "dvc.yaml").write_text(re.sub(rf"(?m)^      ({OTHERS}): \*no-adapter\n", "", graph))
+    leave_out_experiments(tree)
     (tree / "dvc.lock").unlink()
     shutil.rmtree(tree / "results/reference")
     (tree / "results/reference").mkdir()
@@ -82,7 +78,6 @@ def leave_out(tree):
     params = {name: values for name, values in params.items() if name not in ("rulers", "streaming", "multilora")}
     bench = params["bench"]
     bench |= {"experiments": ["base", "lora"], "concurrency": [1], "repeats": 1}
-    bench["definitions"] = {name: one for name, one in bench["definitions"].items() if not re.fullmatch(OTHERS, name)}
     params["vram"]["shapes"], params["finetune"]["arms"], params["engine"]["arms"] = ["llama-2-7b"], {}, {}
     (tree / "params.yaml").write_text(yaml.safe_dump(params))
 
