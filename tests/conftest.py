@@ -246,9 +246,19 @@ LISTENING = {"test_bench", "test_harness", "test_multilora", "test_quickstart", 
 LISTENING |= set() if OWN_NETWORK else {"test_reproduce"}
 
 
+# Half a minute and more: at the end one worker would wait for the other.
+LONG = ("test_reproduce", "test_finetune", "test_vram", "test_speedups", "test_style", "test_chat", "test_base_model",
+        "test_tools_chat", "test_random_model")  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """Those that listen come first, then the whole graph: they take longest."""
-    items.sort(key=lambda item: (item.path.stem not in LISTENING, item.path.stem != "test_reproduce"))
+    """Those that listen come first, for together they take longest; then the long ones, the whole graph before all."""
+
+    def turn(item):
+        name = item.path.stem
+        return name not in LISTENING, LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=turn)
 
 
 def pytest_xdist_make_scheduler(config, log):
