@@ -9,8 +9,8 @@ from stages.sections import found_in
 from stages.serving_points import NUMBERS
 from stages.shapes import read_shape
 
-# The points: server, concurrency, formats of weights and of keys and values, and the claims that hold
-# throughput, per user, first token, ITL.
+# The points: server, concurrency, formats of weights and of keys and values, and the claims that hold throughput, per
+# user, first token, ITL.
 AWQ, GPTQ = ("int4-g128-zeros", "int8"), ("int4-g128", "bf16")
 STREAMED = ("throughput", "per-user-avg", "ttft-avg", "itl-avg")
 POINTS = (
