@@ -63,7 +63,8 @@ def set_params(tree, **sections):
     (tree / "params.yaml").write_text(text)
 
 
-# Experiments that no test of the whole graph measures: each is a stage that only says so, as does `walk`, which stays.
+# Experiments that no test of the whole graph measures: each is a stage that only says so, as does `walk`, which stays
+# (and test_experiments.py asks all of them).
 OTHERS = r"batch|context|lengths|search|search-cpu|bf16|fp8|int4|gpt-oss[\w-]*|tensor-parallel"
 
 

@@ -3,16 +3,17 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import REPO, only_error, run_in
+from conftest import REPO, TINY_SHAPE, at_once, only_error, run_in, stage
 from contracts import BrokenContract, Contract
 
 from stages.experiments import Bench, unfinished, visits, with_experiment
 from stages.ledger import load_ledger
 from stages.runs import lookup
-from stages.stage import load_yaml, read_params
+from stages.stage import load_yaml, read_json, read_params, write_json
 from tools.experiments import HEADER, row, table
 
 
@@ -112,6 +113,21 @@ def test_an_experiment_outside_the_profile_is_measured_and_gone_on_with_until_it
     assert project.runs[1:] == ["walk walk None"] and not unfinished(project.folder)
     assert project("walk").returncode == 0
     assert len(project.runs) == 2  # whole, and nothing has changed
+
+
+def test_every_experiment_outside_the_profile_says_so_of_each_of_its_servers(tree):
+    model = tree / "results/embedded/base_model"
+    write_json(model / "metrics.json", {"name": "tiny", "weights": "random", "parameters": 1})
+    write_json(model / "model/config.json", TINY_SHAPE)
+    bench = load_yaml(tree / "params.yaml")["bench"]
+    outside = [name for name in bench["definitions"] if name not in bench["experiments"]]
+    images = ("host:", "triton=host:", "vllm=host:", "trtllm=host:")
+    at_once(*(partial(stage, tree, "venv:tools", "bench", name, *images) for name in outside))
+    for name in outside:
+        said = {path.parent.name: read_json(path) for path in tree.glob(f"results/embedded/bench/{name}/*/points.json")}
+        assert said.keys() == set(bench["definitions"][name]["servers"]), name
+        for one in said.values():
+            assert one["points"] == [] and one["not_measured"] == f"params.yaml: bench.experiments has no {name}"
 
 
 def test_what_stood_as_not_asked_for_is_measured(project):
