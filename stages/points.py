@@ -72,9 +72,11 @@ def by_server(point, made, watts):
     }
 
 
-def guessed_right(counted):
-    """The share of a server's guessed tokens (speculative decoding) that was right; None where it guessed none."""
-    return counted["guessed_right"] / counted["guessed"] if counted.get("guessed") else None
+def guesses(counted):
+    """The tokens that a server guessed (speculative decoding; None: it counts none) and the share that was right (None:
+    there was no guess)."""
+    guessed = counted.get("guessed")
+    return {"guessed_tokens": guessed, "guessed_right": counted["guessed_right"] / guessed if guessed else None}
 
 
 def summed_up(repeats):

@@ -136,6 +136,8 @@ def guessing(server, data):
     """What became of the tokens that a server guessed: the rest of its figures rests on it."""
     found = {load_of(data, point): point.get("guessed_right") for point in data["points"]}
     told = ", ".join(f"{one:.0%} at {load}" for load, one in found.items() if one is not None)
+    if all(point.get("guessed_tokens") == 0 for point in data["points"]):
+        return f"{server} looks for guesses, but found none to make: nothing here repeated itself."
     if not told:
         return f"{server} guesses tokens; how many of them were right is not measured."
     if data["base_model"]["weights"] == "random":

@@ -344,10 +344,17 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="base",
 """
 
 
-def test_how_many_guessed_tokens_were_right_is_read_from_a_server_that_guesses():
-    counted = servers.sums(VLLM_GUESSING, servers.Vllm.counters)
-    assert points.guessed_right(counted) == 43 / 46
-    assert points.guessed_right(servers.sums(VLLM_METRICS, servers.Vllm.counters)) is None
+@pytest.mark.parametrize(
+    ("text", "guessed", "right"),
+    [
+        (VLLM_GUESSING, 46, 43 / 46),
+        (VLLM_GUESSING.replace(" 46.0", " 0.0").replace(" 43.0", " 0.0"), 0, None),
+        (VLLM_METRICS, None, None),
+    ],
+)
+def test_how_many_guessed_tokens_were_right_is_read_from_a_server_that_guesses(text, guessed, right):
+    counted = servers.sums(text, servers.Vllm.counters)
+    assert points.guesses(counted) == {"guessed_tokens": guessed, "guessed_right": right}
 
 
 # Commands and parameters

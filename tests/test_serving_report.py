@@ -221,7 +221,11 @@ def test_how_many_guesses_were_right_stands_below_the_figures_and_for_random_wei
     unknown = [b[1] for b in serving_report.one_experiment("search", {"vllm-ngram": int4}, None) if b[0] == "text"]
     assert "vllm-ngram guesses tokens; how many of them were right is not measured." in unknown
     for point in int4["points"]:
-        point["guessed_right"] = 0.934
+        point["guessed_tokens"] = 0
+    none = [b[1] for b in serving_report.one_experiment("search", {"vllm-ngram": int4}, None) if b[0] == "text"]
+    assert "vllm-ngram looks for guesses, but found none to make: nothing here repeated itself." in none
+    for point in int4["points"]:
+        point |= {"guessed_tokens": 1000, "guessed_right": 0.934}
     told = [b[1] for b in serving_report.one_experiment("search", {"vllm-ngram": int4}, None) if b[0] == "text"]
     (words,) = [one for one in told if "guessed" in one]
     assert words.startswith("Of the tokens that vllm-ngram guessed these were right: 93% at c=1, 93% at c=8, ")
