@@ -32,7 +32,7 @@ def serving(ledger, claims):
 
 def experiments(folder):
     """{experiment: {server: points.json}} of a run, in the order of names with their numbers as numbers: the first
-    server is what the others are divided by, vllm-batch-4 before vllm-batch-16."""
+    server is what the others are divided by, vllm before vllm-batch-4 before vllm-batch-16."""
     found = {}
     for path in sorted(folder.glob("bench/*/*/points.json"), key=by_number):
         experiment, server = path.parts[-3:-1]
@@ -41,7 +41,7 @@ def experiments(folder):
 
 
 def by_number(path):
-    return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", str(path))]
+    return [[int(word) if word.isdigit() else word for word in re.split(r"(\d+)", part)] for part in path.parts]
 
 
 def chapter(name, folder, found):

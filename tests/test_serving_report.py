@@ -234,10 +234,11 @@ def test_how_many_guesses_were_right_stands_below_the_figures_and_for_random_wei
     )
 
 
-def test_servers_are_divided_by_the_one_with_the_lowest_number(tmp_path, int4):
-    for server in ("vllm-batch-16", "vllm-batch-4", "vllm-batch-8"):
+@pytest.mark.parametrize("servers", [("vllm-batch-4", "vllm-batch-8", "vllm-batch-16"), ("vllm", "vllm-ngram")])
+def test_servers_are_divided_by_the_plain_one_or_the_one_with_the_lowest_number(tmp_path, int4, servers):
+    for server in servers:
         write_json(tmp_path / f"bench/batch/{server}/points.json", int4)
-    assert list(serving_report.experiments(tmp_path)["batch"]) == ["vllm-batch-4", "vllm-batch-8", "vllm-batch-16"]
+    assert list(serving_report.experiments(tmp_path)["batch"]) == list(servers)
 
 
 def test_the_noise_is_how_far_a_repeat_lies_from_its_own_median(int4):
