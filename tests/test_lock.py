@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from stages.stage import UserError
-from tools.lock import compile_command, recorded, resolve_command, with_digests, with_locks
+from tools.lock import compile_command, main, recorded, resolve_command, with_digests, with_locks
 
 KNOWN = "a" * 64
 TEXT = f"""\
@@ -37,6 +37,18 @@ def test_a_tag_that_has_moved_is_told_and_the_known_image_stays():
 def test_an_image_that_cannot_be_reached_stays_unresolved():
     text, told = with_digests(TEXT, resolver())
     assert text == TEXT and all(line.endswith("could not be reached, left as it is") for line in told)
+
+
+def test_where_no_registry_answers_locking_leaves_no_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "skopeo").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "skopeo").chmod(0o755)
+    (tmp_path / "containers").mkdir()
+    (tmp_path / "containers" / "images.yaml").write_text(TEXT)
+    main()
+    assert [path.name for path in (tmp_path / "containers").iterdir()] == ["images.yaml"]
+    assert "example.org/b:2: could not be reached, left as it is" in capsys.readouterr().out
 
 
 # As registries answer: an index with two machines and an attestation, and what an image for one machine has.

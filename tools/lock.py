@@ -149,7 +149,8 @@ def main():
     IMAGES.write_text(text)
     before = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
     records = recorded(before, text, ask_manifest, datetime.date.today().isoformat())
-    RECORDS.write_text(json.dumps(records, indent=2) + "\n")
+    if records or before:
+        RECORDS.write_text(json.dumps(records, indent=2) + "\n")
     told += [f"{image}: {one['resolved']}, {one['gb']} GB packed" for image, one in records.items()]
     print("\n".join(told))
 
