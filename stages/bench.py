@@ -103,7 +103,7 @@ def measure(p, server, point, client_image, process, strangers, work):
         **points.by_server(read, per_request(counted, "output_tokens"), seen["gpu_watts"]),
         "failed_requests": max(0, asked["requests"] - read["requests"]),
         "preemptions": counted.get("preemptions"),
-        **points.guesses(counted),
+        **points.guess_counts(counted),
         **seen,
         "valid": not failed(checks),
         "invalid_reasons": failed(checks),

@@ -72,7 +72,7 @@ def by_server(point, made, watts):
     }
 
 
-def guesses(counted):
+def guess_counts(counted):
     """The tokens that a server guessed (speculative decoding; None: it counts none) and the share that was right (None:
     there was no guess)."""
     guessed = counted.get("guessed")

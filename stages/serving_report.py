@@ -141,7 +141,7 @@ def guessing(server, data):
     if not told:
         return f"{server} guesses tokens; how many of them were right is not measured."
     if data["base_model"]["weights"] == "random":
-        told += "; what random weights write repeats itself as no text does: a trained model's shares are others"
+        told += "; what random weights write is no text: a trained model's shares are others"
     return f"Of the tokens that {server} guessed these were right: {told}."
 
 

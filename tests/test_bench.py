@@ -354,7 +354,7 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="base",
 )
 def test_how_many_guessed_tokens_were_right_is_read_from_a_server_that_guesses(text, guessed, right):
     counted = servers.sums(text, servers.Vllm.counters)
-    assert points.guesses(counted) == {"guessed_tokens": guessed, "guessed_right": right}
+    assert points.guess_counts(counted) == {"guessed_tokens": guessed, "guessed_right": right}
 
 
 # Commands and parameters
