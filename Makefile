@@ -39,7 +39,7 @@ quickstart-trtllm: ## a minute or two: the Llama 2 quick start: build, run, serv
 publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?
-	@$(TOOLS) python -m pytest tests/test_pipeline.py
+	@$(TOOLS) python -m pytest tests/graph/test_pipeline.py
 test:       ## 9 to 13 min, no GPU: all tests, with the real servers
 	@$(TOOLS) python -m pytest -n 2 --no-loadscope-reorder tests
 lock:       ## a minute, network: lock the environments anew, resolve image digests

@@ -10,10 +10,11 @@ out:  results/<profile>/adapter/<id>/model.lora_{weights,config}.npy   what lora
 import shutil
 import sys
 
-from stages.adapter_format import misfits, verify
-from stages.images import engines, in_image
-from stages.repository import adapters
-from stages.stage import UserError, flags, read_json, results, run, write_metrics
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, flags, read_json, results, run
+from lib.trtllm.adapter_format import misfits, verify
+from lib.trtllm.adapters import adapters
+from lib.trtllm.images import engines, in_image
 
 SCRIPT = "/app/examples/hf_lora_convert.py"
 

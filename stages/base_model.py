@@ -13,8 +13,9 @@ from importlib.metadata import files
 from importlib.util import find_spec
 from pathlib import Path
 
-from stages.shapes import read_shape
-from stages.stage import UserError, installed, load_yaml, read_params, results, run, write_metrics
+from lib.core.provenance import installed, write_metrics
+from lib.core.stage import UserError, load_yaml, read_params, results, run
+from lib.model.shapes import read_shape
 
 
 @dataclass

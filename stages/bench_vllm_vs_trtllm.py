@@ -1,6 +1,6 @@
 """
 Both servers' curves side by side: throughput, throughput of one user, time to first token, time between tokens; what
-counts as a difference stands in stages/comparison.py.
+counts as a difference stands in lib/analysis/compare.py.
 
 in:   results/<profile>/bench/{base,lora}/*/points.json
 out:  results/<profile>/bench_vllm_vs_trtllm/comparison.{csv,json,svg,png}
@@ -11,8 +11,10 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.comparison import compared, noise, span, value
-from stages.stage import UserError, read_json, read_params, results, run, write_metrics
+from lib.analysis.compare import compared, noise
+from lib.bench.metrics import span, value
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, read_json, read_params, results, run
 
 PERCENTILES = ("p50", "p90", "p95", "p99")
 # Colours that colour-blind readers tell apart (Okabe and Ito); the model is told by marker and dash.

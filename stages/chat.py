@@ -9,9 +9,10 @@ out:  results/<profile>/chat/chat.json   one entry a prompt: {prompt, base, lora
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.dataset import prompt_text
-from stages.stage import UserError, read_json, read_params, results, run, write_metrics
-from stages.training import load_to_answer
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, read_json, read_params, results, run
+from lib.model.load import load_to_answer
+from lib.text.templates import prompt_text
 
 
 @dataclass

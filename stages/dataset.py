@@ -8,23 +8,12 @@ out:  results/<profile>/dataset/corrected/{train,validation}.jsonl   {"prompt", 
       results/<profile>/dataset/metrics.json          counts, and one sample's token ids under every template
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
-from stages.stage import UserError, read_params, results, run, write_json, write_metrics
-
-# (prompt, completion). `published` is the writeup's string: its literal <s> comes on top of the BOS that a Llama
-# tokenizer adds, so the model learns with two and is asked with one. In the other two a text holds exactly one BOS:
-# Llama's tokenizer adds it, SmolLM2's does not and its chat format begins with it (<|im_start|>).
-TEMPLATES = {
-    "published": ("<s>[INST] <<SYS>> {system} <</SYS>> {instruction} [/INST]", " {output} </s>"),
-    "llama-2": ("[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{instruction} [/INST]", " {output}"),
-    "chatml": (
-        "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n",
-        "{output}",
-    ),
-}
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, read_params, results, run, write_json
+from lib.text.rows import read_rows, write_jsonl
+from lib.text.templates import TEMPLATES, completion_text, prompt_text
 
 
 @dataclass
@@ -42,57 +31,6 @@ class Dataset:
             raise UserError(f"params.yaml: dataset.template is {self.template!r}; use one of {', '.join(TEMPLATES)}")
         if not 0 < self.test_share < 1:
             raise UserError(f"params.yaml: dataset.test_share is {self.test_share}; use a share between 0 and 1")
-
-
-def prompt_text(template, system, instruction):
-    """The text that asks `instruction`: the same for training, chat and every client."""
-    return TEMPLATES[template][0].format(system=system, instruction=instruction)
-
-
-def completion_text(template, output):
-    """The text that the model learns to answer; the trainer adds EOS where the template does not."""
-    return TEMPLATES[template][1].format(output=output)
-
-
-def read_rows(path):
-    """Every row of a JSON Lines file as {"instruction", "output"}; UserError names all bad lines."""
-    rows, bad, seen = [], [], {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it, nothing was written") from None
-    # Not splitlines(): a text may hold U+2028 or U+0085, which JSON allows and which end no row.
-    for number, line in enumerate(lines if lines != [""] else [], start=1):
-        row, reason = read_row(line)
-        if reason is None:
-            key = (row["instruction"], row["output"])
-            reason = f"the same as line {seen[key]}" if key in seen else None
-            seen.setdefault(key, number)
-        if reason:
-            bad.append(f"line {number}: {reason}")
-        rows.append(row)
-    if bad:
-        more = f" (and {len(bad) - 5} more)" if len(bad) > 5 else ""
-        raise UserError(f"{path}: {'; '.join(bad[:5])}{more}; mend or remove the rows, nothing was written")
-    if not rows:
-        raise UserError(f"{path}: it has no rows; nothing was written")
-    return rows
-
-
-def read_row(line):
-    """(row, None), or (None, what is wrong with the line)."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        return None, f"not JSON ({error.msg})"
-    if not isinstance(row, dict):
-        return None, "not an object with instruction and output"
-    for key in ("instruction", "output"):
-        if not isinstance(row.get(key), str):
-            return None, f"{key} is missing or not text"
-        if not row[key].strip():
-            return None, f"{key} is empty"
-    return {"instruction": row["instruction"], "output": row["output"]}, None
 
 
 def split(rows, p):
@@ -113,12 +51,6 @@ def as_pair(row, template, system):
         "prompt": prompt_text(template, system, row["instruction"]),
         "completion": completion_text(template, row["output"]),
     }
-
-
-def write_jsonl(path, lines):
-    """One JSON object a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def trained_tokens(tokenizer, pair):

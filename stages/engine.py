@@ -17,9 +17,8 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 
-from stages.adapter_format import MODULE_IDS
-from stages.images import architecture, differences, in_image, look, unknown_flags
-from stages.stage import (
+from lib.core.provenance import write_metrics
+from lib.core.stage import (
     UserError,
     fingerprint,
     flags,
@@ -30,8 +29,9 @@ from stages.stage import (
     run,
     work_dir,
     write_json,
-    write_metrics,
 )
+from lib.trtllm.adapter_format import MODULE_IDS
+from lib.trtllm.images import architecture, differences, in_image, look, unknown_flags
 
 ROUTES = ("none", "quantize", "convert_checkpoint")
 QUANTIZE = "/app/examples/quantization/quantize.py"

@@ -1,7 +1,7 @@
 """
 What the benchmark's own machinery costs beside its client: python -m stages.harness CLIENT_IMAGE
 
-Against the server of known timing (stages/mock_server.py), so that nothing else changes. First the sweep itself
+Against the server of known timing (stages/workers/mock_server.py), so that nothing else changes. First the sweep itself
 (stages/bench.py) with more and more points: a line, whose beginning is what a start costs and whose slope is a point.
 Then single points, by the bare client and by the sweep's measure() in the order A B B A: how much longer a point takes
 under the gauges, and whether it measures something else. genai-perf's own start differs by more from run to run than
@@ -23,16 +23,18 @@ import urllib.request
 from dataclasses import dataclass, replace
 from functools import partial
 
-from stages import points
-from stages.bench import measure, sweep
-from stages.bench_inputs import client_command, make_inputs, prompts_file
-from stages.comparison import ratio
-from stages.experiments import Bench, Point
-from stages.mock_server import MODEL, Mock
-from stages.servers import SERVERS, URL, served_model
-from stages.serving import run_client, serving, session
-from stages.stage import UserError, read_json, read_params, results, run, write_metrics
-from stages.watch import Watch
+from lib.bench import metrics as bench_metrics
+from lib.bench.experiments import Bench, Point
+from lib.bench.inputs import make_inputs
+from lib.bench.sweep import measure, sweep
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, read_json, read_params, results, run
+from lib.serving.clients import client_command, prompts_file
+from lib.serving.monitor import Watch
+from lib.serving.process import run_client, serving, session
+from lib.serving.servers import SERVERS, URL, served_model
+from lib.stats import ratio
+from stages.workers.mock_server import MODEL, Mock
 
 SLEEP_SECONDS = 3.0  # what the client of known duration does
 NUMBERS = ("seconds", "output_tokens_per_second", "ttft_ms_p50", "itl_ms_p50")
@@ -179,7 +181,7 @@ def one_way(by, asked, server, point, images, process, work):
             raise UserError(f"genai-perf failed (exit code {done.returncode}); its output: {work / 'bare.log'}")
     seconds, used = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_SELF)
     own = used.ru_utime + used.ru_stime - busy.ru_utime - busy.ru_stime
-    said = points.read_point(raw)
+    said = bench_metrics.read_point(raw)
     return {"seconds": seconds, "own_cpu_seconds": own} | {name: said[name] for name in NUMBERS[1:]}
 
 

@@ -9,9 +9,10 @@ out:  results/<profile>/kv_cache/kv_cache.json
 
 from dataclasses import dataclass
 
-from stages.roofline import kv_bytes_per_token
-from stages.shapes import head_size, read_shape
-from stages.stage import UserError, read_json, read_params, results, run, write_metrics
+from lib.analysis.roofline import kv_bytes_per_token
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, read_json, read_params, results, run
+from lib.model.shapes import head_size, read_shape
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """
 What this machine can do at most: how many bytes a second its memory copies and reads, how many operations a second its
-matrix units do. Every served token is held against these (stages/roofline.py).
+matrix units do. Every served token is held against these (lib/analysis/roofline.py).
 
 in:   results/<profile>/machine/machine.json
 out:  results/<profile>/limits/limits.json   each probe with its median, least and most; the limits: the best probe's
@@ -10,8 +10,9 @@ out:  results/<profile>/limits/limits.json   each probe with its median, least a
 import statistics
 from dataclasses import dataclass
 
-from stages.speed import product, rate
-from stages.stage import UserError, read_json, read_params, results, run, write_metrics
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, read_json, read_params, results, run
+from lib.training.flops import product, rate
 
 MIB = 2**20
 COLUMNS = 8192  # of the matrix that is multiplied with a vector: a row of 16 KiB, as in a linear layer

@@ -9,7 +9,8 @@ import os
 import platform
 from pathlib import Path
 
-from stages.stage import gpus, results, run, write_json
+from lib.core.provenance import gpus
+from lib.core.stage import results, run, write_json
 
 
 def cpu_name(cpuinfo):

@@ -8,7 +8,7 @@ out:  results/<profile>/multilora/SERVER/multilora.json   proof: did each reques
                                                           points: speed and memory by adapters, rank and popularity
       results/<profile>/multilora/SERVER/raw/             what was asked and answered, the servers' logs
 
-The proof: stages/multilora_proof.py. The points, vLLM only: stages/multilora_points.py. A run that is killed goes on
+The proof: lib/multilora/isolation.py. The points, vLLM only: lib/multilora/cost.py. A run that is killed goes on
 with the vLLM that it had come to.
 """
 
@@ -18,24 +18,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.multilora_points import POPULARITY, load_adapter, point, study_rank
-from stages.multilora_proof import Asking, proof, said
-from stages.repository import TASKS
-from stages.servers import ADAPTERS, SERVERS, URL
-from stages.serving import serving
-from stages.stage import (
-    UserError,
-    fingerprint,
-    flags,
-    read_json,
-    read_params,
-    results,
-    run,
-    work_dir,
-    write_json,
-    write_metrics,
-)
-from stages.studies import begin, write_not_measured
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, fingerprint, flags, read_json, read_params, results, run, work_dir, write_json
+from lib.multilora.cost import POPULARITY, load_adapter, point, study_rank
+from lib.multilora.isolation import Asking, proof, said
+from lib.serving.process import serving
+from lib.serving.servers import ADAPTERS, SERVERS, URL
+from lib.streaming.load import begin, write_not_measured
+from lib.trtllm.adapters import TASKS
 
 READY = "multilora.ready_seconds"
 # Files whose change makes what a server gave another measurement.

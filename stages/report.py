@@ -7,73 +7,25 @@ out:  results/<profile>/report/index.html   one file: style and figures inside, 
       results/<profile>/report/report.md    the same content in the same order, with the figures as .svg beside it
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages import (
-    figures,
-    kv_cache_report,
-    limit_report,
-    rulers_report,
-    sections,
-    serving_report,
-    speedups_report,
-    studies_report,
-    style_report,
-    training_report,
+from lib.claims.format import VERDICTS
+from lib.core.stage import read_json, read_params, results, run, write_json
+from lib.report import (
+    answers,
+    client_accuracy,
+    kv_cache,
+    limits,
+    memory,
+    serving,
+    speedups,
+    streaming_and_adapters,
+    training,
 )
-from stages.claims import VERDICTS, show
-from stages.page import to_html, to_markdown
-from stages.runs import optional
-from stages.stage import read_json, read_params, results, run, write_json
+from lib.report.overview import how_to, verdicts, what_ran, whole_ledger
+from lib.report.page import to_html, to_markdown
 
-# What makes each part.
-COMMANDS = {
-    "Everything": "make reproduce",
-    "This page, from what is there": "make report",
-    "Predicted memory": "dvc repro vram",
-    "LoRA": "dvc repro finetune@lora",
-    "QLoRA": "dvc repro finetune@qlora",
-    "Chat": "dvc repro chat",
-    "Style": "dvc repro style",
-    "Triton": "dvc repro bench@base bench@lora",
-    "vLLM": "dvc repro bench@base bench@lora",
-    "Both servers side by side": "dvc repro bench_vllm_vs_trtllm",
-    "One change, for example the rank": "dvc exp run -S lora.r=8",
-}
-HEADLINES = (
-    "memory-rule",
-    "lora-trainable",
-    "lora-memory-high",
-    "qlora-memory",
-    "qlora-memory-change",
-    "lora-wall",
-    "qlora-wall",
-    "qlora-time-change",
-    "stream-ttft",
-    "triton-throughput",
-    "triton-vllm-throughput",
-    "triton-beats-vllm",
-    "five-speed-up",
-    "lowrank-factored",
-    "vllm-24x",
-)
-MADE = (
-    "base_model/metrics.json",
-    "vram/vram.json",
-    "finetune/*/metrics.json",
-    "chat/chat.json",
-    "style/style.json",
-    "bench/*/*/points.json",
-    "rulers/rulers.json",
-    "harness/harness.json",
-    "streaming/*/streaming.json",
-    "multilora/*/multilora.json",
-    "limits/limits.json",
-    "speedups/speedups.json",
-    "kv_cache/kv_cache.json",
-)
 FIGURE_COMMAND = "make report"
 
 
@@ -82,154 +34,24 @@ class Report:
     title: str
 
 
-def gpu_names(names):
-    """A machine's GPUs in words, equal ones together."""
-    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(names).items())
-
-
-def what_ran(ledger):
-    """The runs, and the environment of every result in them."""
-    yield ("heading", 2, "What ran")
-    rows, environments = [], []
-    for name, folder, facts in sections.folders(ledger):
-        made = {path: optional(path).get("made_by", {}) for part in MADE for path in sorted(folder.glob(part))}
-        commits = {
-            f"`{by['commit'][:10] or 'unknown'}`" + (" with changes" if by.get("dirty") else "")
-            for by in made.values()
-            if "commit" in by
-        }
-        gpus = facts["gpu"] if isinstance(facts["gpu"], list) else [facts["gpu"]]
-        machine = f"{facts.get('cpu', '—')}, {facts.get('cores', '—')} cores, {facts.get('memory_gib', '—')} GiB"
-        served = {
-            (data["base_model"]["name"], data["base_model"]["weights"])
-            for servers in serving_report.experiments(folder).values()
-            for data in servers.values()
-        }
-        models = [(facts["model"], facts["weights"])] if "model" in facts and "weights" in facts else sorted(served)
-        model = ", ".join(f"{one} ({weights} weights)" for one, weights in models) or "—"
-        profile = optional(folder / "run.json").get("profile") or facts.get("profile", "—")
-        rows.append([name, profile, machine, gpu_names(gpus), model, ", ".join(sorted(commits)) or "—"])
-        for path, by in made.items():
-            versions = ", ".join(f"{package} {version}" for package, version in by.get("versions", {}).items())
-            lock = (by.get("lock_sha256") or "—")[:12]
-            where = str(path.relative_to(folder).parent)
-            environments.append([name, where, by.get("image", "—"), lock, by.get("python", "—"), versions or "—"])
-    if not rows:
-        yield ("text", "No run yet: what follows is the ledger alone. `make reproduce` runs the pipeline.")
-        return
-    yield ("table", ["run", "profile", "machine", "GPU", "model", "commit"], rows)
-    header = ["run", "result", "image", "lock (sha256)", "Python", "packages"]
-    yield ("fold", "The environment of every result", [("table", header, environments)])
-
-
-def verdicts(ledger):
-    """How many claims got which verdict, and the claims a reader asks for first."""
-    yield ("heading", 2, "Do the published numbers hold?")
-    ids = [writeup["id"] for writeup in ledger["writeups"]]
-    counts = {name: Counter(c["verdict"] for c in ledger["claims"] if c["writeup"] == name) for name in ids}
-    caption = "The verdicts on each writeup's claims in per cent; the figures in the bars count claims."
-    yield ("figure", "verdicts", figures.verdicts("verdicts", counts, VERDICTS), caption)
-    rows = [[v, str(ledger["counts"][v]), *(str(of[v]) for of in counts.values())] for v in VERDICTS]
-    yield ("table", ["verdict", "all", *ids], rows)
-    yield (
-        "text",
-        "A figure is compared only with a run that meets its conditions: hardware, model, lengths, engine. The verdict "
-        "is the best over all runs. Reproduced includes arithmetic that was computed again and memory that was "
-        "predicted from a model's shape; the reason says so.",
-    )
-    rows = [[c["says"], c["published"], measured(c), c["verdict"]] for c in ledger["claims"] if c["id"] in HEADLINES]
-    yield ("table", ["claim", "published", "measured", "verdict"], rows)
-
-
-def whole_ledger(ledger):
-    """Every claim of every writeup: what it says, what was published, what was measured, the verdict and why."""
-    yield ("heading", 2, "The ledger")
-    for writeup in ledger["writeups"]:
-        yield ("heading", 3, writeup["title"])
-        address = writeup["url"] or "The text that we worked from names no address."
-        yield ("text", f"{writeup['publisher']}; in {writeup['language']}. {address}\n{writeup['covers']}")
-        settings = [[what, str(setting)] for what, setting in writeup["settings"].items()]
-        yield ("fold", "Its settings", [("table", ["what", "setting"], settings)])
-        mine = [claim for claim in ledger["claims"] if claim["writeup"] == writeup["id"]]
-        for section in dict.fromkeys(claim["section"] for claim in mine):
-            part = [claim for claim in mine if claim["section"] == section]
-            counts = Counter(claim["verdict"] for claim in part)
-            summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-            rows = [[f"{c['says']}\n`{c['id']}`", c["verdict"], c["published"], measured(c), why(c)] for c in part]
-            header = ["claim", "verdict", "published", "measured", "why"]
-            yield ("fold", f"{section}: {summary}", [("table", header, rows)])
-
-
-def measured(claim):
-    """The measured value and the run that it is from."""
-    return show(claim["measured"]) + (f" ({claim['run']})" if claim["measured"] is not None else "")
-
-
-def why(claim):
-    """The reason, the conditions, the note, and what else speaks for or against the verdict."""
-    lines = [claim["reason"], f"Conditions: {claim['conditions']}.", *([claim["note"]] if claim["note"] else [])]
-    return "\n".join([*lines, *(f"{one['run']}: {one['verdict']}, {show(one['measured'])}" for one in others(claim))])
-
-
-def others(claim):
-    """The outcomes beside the one that gave the verdict, of each run's arms one a verdict: those under the claim's
-    conditions, and this checkout's in any case."""
-    seen = {(run_of(claim), claim["verdict"])}
-    for one in claim["outcomes"]:
-        key = run_of(one), one["verdict"]
-        counts = one["verdict"] not in ("not comparable", "not measured") or key[0] == "this checkout"
-        if counts and one["measured"] is not None and key not in seen:
-            seen.add(key)
-            yield one
-
-
-def run_of(outcome):
-    """The run without its arm: h200-weightless of "h200-weightless (short arm)"."""
-    return (outcome["run"] or "").partition(" (")[0]
-
-
-def how_to(ledger):
-    """The command of each part, and the published runs."""
-    yield ("heading", 2, "Reproduce it")
-    yield ("table", ["part", "command"], [[part, f"`{command}`"] for part, command in COMMANDS.items()])
-    yield (
-        "text",
-        "Every figure lies beside this page as SVG and PNG, its data and the command that made it in a JSON file: "
-        f"`{results('report')}/NAME.svg`, `.png`, `.json`.",
-    )
-    yield ("heading", 2, "Reference runs")
-    rows = []
-    for name, folder, _ in sections.folders(ledger):
-        if about := optional(folder / "run.json"):
-            known = ("name", "profile", "published")
-            rest = [f"{key}: {value}" for key, value in about.items() if isinstance(value, str) and key not in known]
-            rows.append(
-                [name, about.get("profile", "—"), about.get("published", "—"), "\n".join(rest) or "—", f"`{folder}`"]
-            )
-    if rows:
-        yield ("table", ["run", "profile", "published", "about", "files"], rows)
-    else:
-        yield ("text", "None yet. `make publish NAME=...` publishes a run.")
-
-
 def blocks_of(ledger):
     """The whole report as blocks."""
     claims = {claim["id"]: claim for claim in ledger["claims"]}
     return [
         *what_ran(ledger),
         *verdicts(ledger),
-        *training_report.finetuning(ledger, claims),
-        *sections.memory(ledger, claims),
-        *sections.chat(ledger),
-        *style_report.style(ledger),
-        *serving_report.serving(ledger, claims),
-        *limit_report.limits(ledger),
-        *studies_report.streaming(ledger),
-        *studies_report.multilora(ledger),
-        *speedups_report.speedups(ledger, claims),
-        *kv_cache_report.kv_cache(ledger),
-        *rulers_report.rulers(ledger),
-        *rulers_report.harness(ledger),
+        *training.finetuning(ledger, claims),
+        *memory.memory(ledger, claims),
+        *answers.chat(ledger),
+        *answers.style(ledger),
+        *serving.serving(ledger, claims),
+        *limits.limits(ledger),
+        *streaming_and_adapters.streaming(ledger),
+        *streaming_and_adapters.multilora(ledger),
+        *speedups.speedups(ledger, claims),
+        *kv_cache.kv_cache(ledger),
+        *client_accuracy.rulers(ledger),
+        *client_accuracy.harness(ledger),
         *whole_ledger(ledger),
         *how_to(ledger),
     ]

@@ -18,17 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from stages.images import architecture, engines, in_image, rebuild
-from stages.stage import UserError, read_json, read_params, results, run, write_metrics
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, read_json, read_params, results, run
+from lib.trtllm.adapters import MODELS, adapters
+from lib.trtllm.images import architecture, engines, in_image, rebuild
 
 TEMPLATES = Path("containers/triton/model_repository")
 SKELETON = "/app/all_models/inflight_batcher_llm"
 FILL_TEMPLATE = "/app/tools/fill_template.py"
 LOCK = Path("containers/triton/requirements.txt")
-MODELS = ("base", "lora")
-# From 1: NVIDIA's client drops a task id of 0, and the stand-in reads 0 as the base model.
-TASKS = {1: "lora", 2: "qlora"}
-# What engine.weights makes, by its name in stages/roofline.py; ModelOpt's AWQ has a scale and no zero for 128 weights.
+# What engine.weights makes, by its name in lib/analysis/roofline.py; ModelOpt's AWQ has a scale and no zero for 128 weights.
 FORMATS = {"int4_awq": "int4-g128", "full": "bf16"}
 # Longer sequences than the base model was made for are refused; so are longer ones than this, for the sake of memory.
 MAX_SEQUENCE_TOKENS = 2048
@@ -48,17 +47,6 @@ class Repository:
         for name in ("max_batch_size", "instances"):
             if getattr(self, name) < 1:
                 raise UserError(f"params.yaml: repository.{name} is {getattr(self, name)}; use 1 or more")
-
-
-def adapters(model):
-    """Task id -> the results folder of the adapter that answers it; UserError where there is none for MODEL=lora."""
-    if model == "base":
-        return {}
-    made = {task: results("finetune") / method / "adapter" for task, method in TASKS.items()}
-    there = {task: folder for task, folder in made.items() if (folder / "adapter_config.json").exists()}
-    if not there:
-        raise UserError(f"{results('finetune')}: no adapter there; `dvc repro finetune` makes them")
-    return there
 
 
 def render(text, values, where):

@@ -2,7 +2,7 @@
 Five ways to speed up a local model, held against doing nothing, and Transformers against vLLM on a list of prompts:
 python -m stages.speedups pytorch=IMAGE triton=IMAGE vllm=IMAGE
 
-One process for each method and arm (stages/speedup_methods.py) and for each system (stages/batches.py), one after the
+One process for each method and arm (stages/workers/generate_one.py) and for each system (stages/workers/generate_batches.py), one after the
 other, in the environment that has it. A run that is killed goes on with the next.
 
 in:   results/<profile>/machine/machine.json, limits/limits.json, base_model, dataset (prompts and answer lengths)
@@ -18,24 +18,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.batches import SYSTEMS
-from stages.random_model import INDEX
-from stages.roofline import rates
-from stages.servers import OURS, served_model, shape_file
-from stages.serving import run_client
-from stages.speedup_methods import METHODS
-from stages.speedup_rows import not_run, published_seconds, rows, systems
-from stages.speedup_tasks import run_tasks, tasks
-from stages.stage import (
-    UserError,
-    fingerprint,
-    read_json,
-    read_params,
-    results,
-    run,
-    work_dir,
-    write_metrics,
-)
+from lib.analysis.roofline import rates
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run, work_dir
+from lib.model.shapes import INDEX
+from lib.serving.process import run_client
+from lib.serving.servers import OURS, served_model, shape_file
+from lib.speedups.methods import METHODS, SYSTEMS
+from lib.speedups.rows import not_run, published_seconds, rows, systems
+from lib.speedups.tasks import run_tasks, tasks
 
 ARMS = ("published", "corrected")
 # Files whose change makes a finished row another measurement.
@@ -131,7 +122,7 @@ def make_weights(p, images, work):
         return
     print(f"speedups: making random weights of {p.model}", flush=True)
     words = [*p.model.split(":"), str(folder), str(p.seed)]
-    command = ["containers/run", images["pytorch"], "python3", "-m", "stages.random_model", *words]
+    command = ["containers/run", images["pytorch"], "python3", "-m", "stages.workers.random_weights", *words]
     run_client("random_model", command, work / "random_model.log", None, p.run_seconds, "speedups.run_seconds")
 
 

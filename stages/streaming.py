@@ -16,11 +16,13 @@ import statistics
 import sys
 from dataclasses import dataclass
 
-from stages.servers import SERVERS, URL
-from stages.serving import run_client, serving
-from stages.stage import UserError, read_json, read_params, results, run, write_json, write_metrics
-from stages.streams import CLIENTS, Request
-from stages.studies import begin, in_template, load, write_not_measured
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, read_json, read_params, results, run, write_json
+from lib.serving.process import run_client, serving
+from lib.serving.servers import SERVERS, URL
+from lib.streaming.http import Request
+from lib.streaming.load import begin, in_template, load, write_not_measured
+from stages.workers.stream_client import CLIENTS
 
 CLIENTS_OF = {"triton": {"triton": URL, "triton-stream": "127.0.0.1:8001"}, "vllm": {"vllm": URL}}
 BLS = "tensorrt_llm_bls"
@@ -143,7 +145,7 @@ def measure(p, kind, images, out):
         loads += bls_loads(p, next(iter(prompts.values())))
     ask, told = out / "raw" / "ask.json", out / "raw" / "told.json"
     write_json(ask, loads)
-    client = ["containers/run", images[1], "python3", "-m", "stages.streams", str(ask), str(told)]
+    client = ["containers/run", images[1], "python3", "-m", "stages.workers.stream_client", str(ask), str(told)]
     print(f"streaming: starting {images[0]}", flush=True)
     log = out / "raw" / "server.log"
     with serving(server, command, log, p.ready_seconds, "streaming.ready_seconds") as (process, ready):

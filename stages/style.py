@@ -18,10 +18,11 @@ import json
 import statistics
 from dataclasses import dataclass
 
-from stages.dataset import read_rows, write_jsonl
-from stages.measures import MEASURES, Answer
-from stages.stage import UserError, load_yaml, read_json, read_params, results, run, write_metrics
-from stages.training import load_to_answer
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, load_yaml, read_json, read_params, results, run
+from lib.model.load import load_to_answer
+from lib.text.rows import read_rows, write_jsonl
+from lib.text.style_measures import MEASURES, Answer
 
 MODELS = {"base": "base", "lora": "LoRA", "qlora": "QLoRA"}
 GROUPS = {"dataset": "whole dataset", "reference": "reference answers", **MODELS}

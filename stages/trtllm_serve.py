@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import yaml
 
-from stages.adapter_format import MODULES
-from stages.repository import MODELS, adapters
-from stages.stage import UserError, flags, read_json, read_params, results, run, write_metrics
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, flags, read_json, read_params, results, run
+from lib.trtllm.adapter_format import MODULES
+from lib.trtllm.adapters import MODELS, adapters
 
 # moe_config.backend by image: gpt-oss-dev is a development build between 1.0.0 and 1.1, and brought TRITON.
 MOE_BACKENDS = ("CUTLASS", "CUTEDSL", "WIDEEP", "TRTLLM", "DEEPGEMM", "VANILLA")

@@ -1,7 +1,7 @@
 """
 Where the memory of fine-tuning goes, without a GPU: weights, gradients, optimiser and adapter of full fine-tuning, LoRA
 and QLoRA from a model's shape alone (so for 65 B on any machine), and the peak of each fine-tuning in params.yaml, with
-every arm, on an NVIDIA GPU (stages/vram_variants.py).
+every arm, on an NVIDIA GPU (lib/memory_model/variants.py).
 
 in:   data/shapes/*.json, results/<profile>/base_model/model/config.json, results/<profile>/dataset/tokens.json
 out:  results/<profile>/vram/vram.json   bytes of every term
@@ -10,11 +10,12 @@ out:  results/<profile>/vram/vram.json   bytes of every term
 
 from dataclasses import dataclass
 
-from stages.finetune import METHODS, Finetune, Lora
-from stages.shapes import linear_shapes, parameters, read_shape
-from stages.stage import UserError, read_json, read_params, results, run, write_metrics
-from stages.vram_tables import as_markdown
-from stages.vram_variants import CONTEXT, predict_variants, shape_of
+from lib.core.provenance import write_metrics
+from lib.core.stage import UserError, read_json, read_params, results, run
+from lib.memory_model.tables import as_markdown
+from lib.memory_model.variants import CONTEXT, predict_variants, shape_of
+from lib.model.shapes import linear_shapes, parameters, read_shape
+from lib.training.config import METHODS, Finetune, Lora
 
 # Bytes a parameter.
 BF16, FP32 = 2, 4

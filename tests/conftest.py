@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from stages.stage import fingerprint, read_json, write_json
+from lib.core.stage import fingerprint, read_json, write_json
 from tools.profile import set_value
 
 REPO = Path(__file__).resolve().parents[1]
@@ -89,9 +89,9 @@ def run_in(tree, *command, environment=None, **options):
 
 
 def probe(tree, image, name, *words, environment=None):
-    """What tests/probes/NAME.py finds out inside an environment: the JSON that it prints last."""
+    """What tests/support/probes/NAME.py finds out inside an environment: the JSON that it prints last."""
     # Not `python FILE`: the project's root, where `stages` is, has to be first on the path.
-    code = f"import runpy; runpy.run_path('tests/probes/{name}.py', run_name='__main__')"
+    code = f"import runpy; runpy.run_path('tests/support/probes/{name}.py', run_name='__main__')"
     done = run_in(
         tree,
         "containers/run",
@@ -242,14 +242,14 @@ def own_network():
 
 OWN_NETWORK = own_network()
 # Their servers listen on Triton's and vLLM's own ports, 8000 to 8002: one worker runs them, one after the other.
-LISTENING = {"test_bench", "test_harness", "test_multilora", "test_quickstart", "test_rulers", "test_servers",
+LISTENING = {"test_bench", "test_harness", "test_multilora", "test_quickstart", "test_client_accuracy", "test_servers",
              "test_serving", "test_streaming", "test_writeup_images"}  # fmt: skip
 LISTENING |= set() if OWN_NETWORK else {"test_reproduce"}
 
 
 # Half a minute and more: at the end one worker would wait for the other.
 LONG = ("test_reproduce", "test_finetune", "test_vram", "test_speedups", "test_style", "test_chat", "test_base_model",
-        "test_tools_chat", "test_random_model")  # fmt: skip
+        "test_tools_chat", "test_random_weights")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -17,12 +17,12 @@ import sys
 import time
 import warnings
 
+from lib.core.stage import UserError, load_yaml, read_json, read_params, results, run
+from lib.model.load import load_to_answer
+from lib.text.templates import prompt_text
+from lib.training.config import Finetune, with_arm
 from stages.chat import Chat, answer
-from stages.dataset import prompt_text
-from stages.finetune import Finetune, with_arm
-from stages.stage import UserError, load_yaml, read_json, read_params, results, run
-from stages.streams import Text
-from stages.training import load_to_answer
+from stages.workers.stream_client import Text
 from tools import remote
 from tools.terminal import enter, in_front, pictured, say, say_dim, show, talk
 

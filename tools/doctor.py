@@ -10,8 +10,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from lib.core.provenance import gpus
+from lib.core.stage import UserError, load_yaml, run
 from stages.machine import memory_gib
-from stages.stage import UserError, gpus, load_yaml, run
 from tools.preflight import Estimate, checked, docker_answers, in_use, misfits, missing_images, missing_resources
 
 # Of the drivers that NVIDIA names for the images of 25.09 (CUDA 13.0 and 12.9). A data-centre GPU also runs them on an

@@ -8,9 +8,10 @@ what COSTS has for a GPU and for CPUs.
 from dataclasses import dataclass
 from math import ceil
 
-from stages.experiments import Bench, Clock, visits, with_experiment
-from stages.servers import OURS
-from stages.stage import gpus, load_yaml, read_params, run, work_folder
+from lib.bench.experiments import Bench, Clock, visits, with_experiment
+from lib.core.provenance import gpus
+from lib.core.stage import load_yaml, read_params, run, work_folder
+from lib.serving.servers import OURS
 
 HEADER = ("experiment", "points", "repeats", "starts", "minutes", "run it with", "model", "servers")
 

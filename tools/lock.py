@@ -16,7 +16,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from stages.stage import UserError, run
+from lib.core.stage import UserError, run
 
 IMAGES = Path("containers/images.yaml")
 RECORDS = Path("containers/images.json")

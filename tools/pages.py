@@ -10,9 +10,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from stages.claims import VERDICTS, rank
-from stages.report import HEADLINES, measured
-from stages.stage import UserError, load_yaml, read_json, results, run
+from lib.claims.format import VERDICTS
+from lib.claims.judge import rank
+from lib.core.stage import UserError, load_yaml, read_json, results, run
+from lib.report.overview import HEADLINES, measured
 
 MARK = re.compile(r"<!-- [\w-]+:(?:begin|end) -->")
 BLOCK = re.compile(r"(<!-- ([\w-]+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)

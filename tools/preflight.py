@@ -10,14 +10,15 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.adapter_format import misfits as adapter_misfits
+from lib.bench.experiments import Bench
+from lib.core.provenance import gpus
+from lib.core.stage import UserError, load_yaml, read_params, results, run
+from lib.training.config import Lora
+from lib.trtllm.adapter_format import misfits as adapter_misfits
+from lib.trtllm.images import architecture, engines, rebuild
 from stages.engine import Engine, with_arm
-from stages.experiments import Bench
-from stages.finetune import Lora
-from stages.images import architecture, engines, rebuild
 from stages.machine import memory_gib
 from stages.repository import Repository
-from stages.stage import UserError, gpus, load_yaml, read_params, results, run
 from stages.trtllm_serve import TrtllmServe, misfit_moe
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from stages.stage import UserError, load_yaml, run
+from lib.core.stage import UserError, load_yaml, run
 
 PARAMS = Path("params.yaml")
 COMMENT_COLUMN = 26

@@ -9,8 +9,8 @@ out:  .cache/images/DIGEST.json
 
 import sys
 
-from stages.images import differences, look, record
-from stages.stage import UserError, load_yaml, run
+from lib.core.stage import UserError, load_yaml, run
+from lib.trtllm.images import differences, look, record
 
 IMAGES = "containers/images.yaml"
 

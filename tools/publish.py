@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from stages.stage import UserError, load_yaml, made_by, read_json, run, write_json
+from lib.core.provenance import made_by
+from lib.core.stage import UserError, load_yaml, read_json, run, write_json
 
 SMALL = {".json", ".csv", ".md", ".svg", ".png"}
 MAX_BYTES = 500_000

@@ -12,10 +12,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from stages.dataset import prompt_text
-from stages.servers import URL
-from stages.serving import serving
-from stages.stage import UserError, flags, load_yaml, read_json, results, run
+from lib.core.stage import UserError, flags, load_yaml, read_json, results, run
+from lib.serving.process import serving
+from lib.serving.servers import URL
+from lib.text.templates import prompt_text
 from tools.quickstart_vllm import curl
 from tools.serve import built
 

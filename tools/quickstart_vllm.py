@@ -15,10 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from stages.servers import URL, Vllm
-from stages.serving import serving
-from stages.stage import UserError, load_yaml, results, run
-from stages.streams import post
+from lib.core.stage import UserError, load_yaml, results, run
+from lib.serving.process import serving
+from lib.serving.servers import URL, Vllm
+from lib.streaming.http import post
 
 SAMPLING = {"temperature": 0.8, "top_p": 0.9, "max_tokens": 50, "seed": 42}  # the guide's; it sets no seed
 ONE = "Machine Learning is"

@@ -2,10 +2,11 @@
 
 import socket
 
-from stages.repository import TASKS
-from stages.servers import SERVERS, URL, lora_request
-from stages.stage import UserError, results
-from stages.streams import CLIENTS, Request, timed
+from lib.core.stage import UserError, results
+from lib.serving.servers import SERVERS, URL, lora_request
+from lib.streaming.http import Request
+from lib.trtllm.adapters import TASKS
+from stages.workers.stream_client import CLIENTS, timed
 from tools.terminal import pictured, say_dim, show
 
 GRPC = "127.0.0.1:8001"
@@ -14,7 +15,7 @@ ADDRESSES = {"triton": URL, "triton-stream": GRPC, "trtllm": URL, "vllm": URL}
 
 
 def connect(server, url, adapter, folder):
-    """The client of stages/streams.py for this server; UserError where nothing answers, or it has no such adapter."""
+    """The client of stages/workers/stream_client.py for this server; UserError where nothing answers, or it has no such adapter."""
     if server not in ADDRESSES:
         raise UserError(f"SERVER is {server}; use one of {', '.join(ADDRESSES)}")
     kind, url = server.partition("-")[0], (url or ADDRESSES[server]).rstrip("/")

@@ -10,14 +10,14 @@ import signal
 import sys
 from pathlib import Path
 
-from stages.servers import SERVERS
-from stages.serving import serving
-from stages.stage import UserError, load_yaml, results, run
+from lib.core.stage import UserError, load_yaml, results, run
+from lib.serving.process import serving
+from lib.serving.servers import SERVERS
 from tools.terminal import in_front, say
 
 
 def built(name, adapter):
-    """The server of stages/servers.py, ready to be started; UserError names the command that makes what is missing."""
+    """The server of lib/serving/servers.py, ready to be started; UserError names the command that makes what is missing."""
     if name not in SERVERS:
         raise UserError(f"SERVER is {name or 'missing'}; use one of {', '.join(SERVERS)}")
     server = SERVERS[name]("base" if adapter == "none" else "lora")

@@ -4,7 +4,7 @@ What a run came to, in three lines: python -m tools.verdicts
 in:   results/<profile>/claims/claims.json
 """
 
-from stages.stage import read_json, results, run
+from lib.core.stage import read_json, results, run
 
 
 def main():

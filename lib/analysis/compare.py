@@ -1,0 +1,42 @@
+"""
+Servers held against each other: a comparison is the ratio of two medians with its 95 % bootstrap interval over the
+repeats. It is called a difference only where the interval leaves out 1 and the ratio is further from 1 than a server's
+own repeats are from each other.
+"""
+
+import statistics
+
+from lib.bench.metrics import repeated
+from lib.stats import REPEATS_NEEDED, ratio
+
+SAME_SPEED = "cannot be told apart"
+NO_INTERVAL = f"no verdict: fewer than {REPEATS_NEEDED} repeats"
+
+
+def noise(runs, name, every=False):
+    """How far a repeat lies from the median of its own point, at most, over all points: A against A.
+
+    every: repeats that are not valid too.
+    """
+    spread = [0.0]
+    for one in runs:
+        for point in one["points"]:
+            found = repeated(point, name, every)
+            spread += [abs(figure / statistics.median(found) - 1) for figure in found]
+    return max(spread)
+
+
+def compared(above, below, name, floor, names, every=False):
+    """{ratio, low, high, verdict} of a number of two points; None where one is not valid or has no such number.
+
+    floor: the noise of equal runs; names: what the two are called in the verdict; every: points that are not valid too.
+    """
+    pair = [repeated(point, name, every) for point in (above, below)]
+    if not all(every or point["valid"] for point in (above, below)) or not all(pair):
+        return None
+    found = ratio(*pair)
+    if found["low"] is None:
+        return {**found, "verdict": NO_INTERVAL}
+    if found["low"] <= 1 <= found["high"] or abs(found["ratio"] - 1) <= floor:
+        return {**found, "verdict": SAME_SPEED}
+    return {**found, "verdict": f"{names[0] if found['ratio'] > 1 else names[1]} higher"}

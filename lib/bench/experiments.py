@@ -1,0 +1,203 @@
+"""
+The experiments of the benchmark as data: what params.yaml lists, which points each has, in which order they are
+measured, and what that will cost.
+"""
+
+import itertools
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.core.stage import UserError, patched, read_json
+from lib.serving.servers import OURS, SERVERS
+
+ENDPOINTS = ("completions", "chat")
+PROMPTS = ("unique", "synthetic")
+# Begin the reasons for which points are missing that may still come.
+BUDGET_ENDED, NOT_ASKED = "the budget ended after", "has no"
+ASKED_FOR = "EXPERIMENT"  # in the environment: the experiment that somebody wants, listed in bench.experiments or not
+FIXED = ("experiments", "definitions", "configurations", "client_arms")  # no patch changes these
+
+
+@dataclass
+class Bench:
+    experiments: list
+    definitions: dict
+    configurations: dict
+    client_arms: dict
+    servers: list
+    model: str
+    lengths: list
+    concurrency: list
+    repeats: int
+    arms: list
+    requests_per_stream: int
+    min_requests: int
+    warmup_requests: int
+    endpoint: str
+    prompts: str
+    pinned: bool
+    seed: int
+    ready_seconds: int
+    point_seconds: int
+    server_options: list
+
+    def __post_init__(self):
+        if not self.concurrency or any(type(one) is not int or one < 1 for one in self.concurrency):
+            raise UserError(f"params.yaml: bench.concurrency is {self.concurrency}; use whole numbers from 1")
+        pairs = [pair for pair in self.lengths if type(pair) is list and len(pair) == 2]
+        if not pairs or len(pairs) < len(self.lengths) or any(type(n) is not int or n < 1 for p in pairs for n in p):
+            raise UserError(f"params.yaml: bench.lengths is {self.lengths}; use pairs of tokens in and out, from 1")
+        for name in ("repeats", "requests_per_stream", "min_requests"):
+            if getattr(self, name) < 1:
+                raise UserError(f"params.yaml: bench.{name} is {getattr(self, name)}; use 1 or more")
+        for name, known in (("endpoint", ENDPOINTS), ("prompts", PROMPTS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"params.yaml: bench.{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
+        for name, words in {"server_options": self.server_options, **self.configurations}.items():
+            if wrong := [word for word in words if type(word) is not str]:
+                raise UserError(f"params.yaml: bench.{name} has {wrong[0]!r}; write it as text, in quotes")
+        for name in self.servers:
+            self.server(name)
+        if self.model not in OURS and not re.fullmatch(r"[\w.-]+:[\w.-]+", self.model):
+            raise UserError(f"params.yaml: bench.model is {self.model!r}; use base, lora, or SHAPE:FORMAT")
+        for name in self.arms:
+            if name not in self.client_arms:
+                raise UserError(f"params.yaml: bench.arms has {name!r}; use {', '.join(self.client_arms)}")
+
+    def server(self, name):
+        """(server, its further words) of SERVER or SERVER-CONFIGURATION, such as vllm-fp8."""
+        kind, _, configuration = name.partition("-")
+        if kind not in SERVERS or (configuration and configuration not in self.configurations):
+            known = [*SERVERS, *(f"{kind}-{one}" for one in self.configurations for kind in SERVERS)]
+            raise UserError(f"params.yaml: bench.servers has {name!r}; use {', '.join(known)}")
+        words = self.configurations[configuration] if configuration else []
+        return SERVERS[kind](self.model), [*self.server_options, *words]
+
+    def with_arm(self, name):
+        """The parameters with one of client_arms in effect."""
+        return patched(self, self.client_arms[name], f"bench.client_arms.{name}", FIXED)
+
+    def requests(self, concurrency):
+        return max(self.min_requests, concurrency * self.requests_per_stream)
+
+    def warmup(self, concurrency):
+        return concurrency * self.warmup_requests
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement: a server under one load, once."""
+
+    server: str
+    input_tokens: int
+    output_tokens: int
+    concurrency: int
+    arm: str
+    repeat: int
+
+    def __str__(self):
+        load = f"{self.input_tokens}-{self.output_tokens}-c{self.concurrency}"
+        return f"{self.server}-{load}-{self.arm}-r{self.repeat}"
+
+
+def with_experiment(p, name):
+    """The parameters of the experiment `name`; UserError names those there are."""
+    if name not in p.definitions:
+        raise UserError(f"params.yaml: bench.definitions has no {name!r}; it has {', '.join(p.definitions)}")
+    return patched(p, p.definitions[name], f"bench.definitions.{name}", FIXED)
+
+
+def check_lengths(p, name):
+    """UserError where a vLLM takes fewer tokens in all (its last --max-model-len) than the experiment asks for."""
+    longest = max(map(sum, p.lengths))
+    for server in (one for one in p.servers if one.startswith("vllm")):
+        words = dict(word.partition("=")[::2] for word in p.server(server)[1])
+        limit = words.get("--max-model-len", "")
+        if limit.isdigit() and int(limit) < longest:
+            raise UserError(
+                f"params.yaml: bench.definitions.{name} asks {server} for {longest} tokens in and out; its options "
+                f"have --max-model-len={limit}: raise that, or shorten bench.lengths"
+            )
+
+
+def asked_for(name, p):
+    """Whether an experiment is to be measured: the profile runs it, or `make bench` wants it."""
+    return name in p.experiments or os.environ.get(ASKED_FOR) == name
+
+
+def unfinished(folder):
+    """Whether a server of an experiment stands without points that `make bench` could measure."""
+    reasons = [read_json(path)["not_measured"] or "" for path in sorted(folder.glob("*/points.json"))]
+    return any(BUDGET_ENDED in reason or f"bench.experiments {NOT_ASKED}" in reason for reason in reasons)
+
+
+def visits(p):
+    """[(server, its points)] in the order of measuring: A B, then B A, then A B, so that what drifts (heat, a
+    neighbour) falls on all servers alike; what is adjacent of one server needs one start.
+
+    Within a repeat the ends of the sweep come first, then what halves the gaps: stopped early, it is still a curve.
+    """
+    turns = [
+        (server, repeat)
+        for repeat in range(1, p.repeats + 1)
+        for server in (p.servers if repeat % 2 else reversed(p.servers))
+    ]
+    order = coarse_to_fine(sorted(p.concurrency))
+    for server, turn in itertools.groupby(turns, key=lambda one: one[0]):
+        yield (
+            server,
+            [
+                Point(server, *pair, concurrency, arm, repeat)
+                for _, repeat in turn
+                for pair in p.lengths
+                for concurrency in order
+                for arm in p.arms
+            ],
+        )
+
+
+def coarse_to_fine(levels):
+    """First the lowest and the highest, then the middle of each gap, until all are there."""
+    if len(levels) < 3:
+        return levels
+    order, gaps = [levels[0], levels[-1]], [levels]
+    while gaps:
+        wide = [gap for gap in gaps if len(gap) > 2]
+        order += [gap[len(gap) // 2] for gap in wide]
+        gaps = [half for gap in wide for half in (gap[: len(gap) // 2 + 1], gap[len(gap) // 2 :])]
+    return order
+
+
+def seconds_of(budget):
+    """A time such as 90s, 30m or 2h in seconds; None for none; UserError for anything else."""
+    if not budget:
+        return None
+    found = re.fullmatch(r"(\d+)([smh])", budget)
+    if not found:
+        raise UserError(f"BUDGET is {budget!r}; write a number and s, m or h, such as 30m")
+    return int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+class Clock:
+    """What earlier runs of this experiment here say about how long the next one takes."""
+
+    def __init__(self, path):
+        self.path, self.seconds = Path(path), {"ready": {}, "points": {}}
+        if self.path.exists():
+            self.seconds = read_json(self.path)
+
+    def left(self, plan, running=0):
+        """Seconds for the (server, points) of a plan, whose first `running` servers have started; None as long as
+        nothing is known."""
+        plan, ready, points = list(plan), self.seconds["ready"], self.seconds["points"]
+        if not points:
+            return None
+        starts = sum(ready.get(server, max(ready.values())) for server, _ in plan[running:])
+        return starts + sum(points.get(key_of(one), max(points.values())) for _, group in plan for one in group)
+
+
+def key_of(point):
+    """What a point's duration depends on."""
+    return str(point).rpartition("-r")[0]

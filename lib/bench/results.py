@@ -1,0 +1,102 @@
+"""
+What the benchmark writes of a server once its points are measured, or are not to be measured (stages/bench.py).
+
+in:   .work/<profile>/bench-EXPERIMENT-<fingerprint>/points/, servers/
+out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json, points.csv, summary.json
+"""
+
+import csv
+
+from lib.bench import metrics
+from lib.bench.experiments import BUDGET_ENDED, key_of, visits
+from lib.core.provenance import write_metrics
+from lib.core.stage import read_json, results, write_json
+from lib.model.shapes import dimensions
+from lib.serving.servers import OURS, shape_file
+
+# What points.json says of a server that never ran.
+NOT_STARTED = {"engine": None, "engine_is_stand_in": False, "weights_format": None, "kv_format": None,
+               "server_ready_seconds": None, "server_command": None}  # fmt: skip
+
+
+def publish(out, work, p, server_name, asked):
+    """The points of one server, summed up over their repeats; asked: what_was_asked."""
+    made, groups = work / "servers" / f"{server_name}.json", {}
+    for _, group in visits(p):
+        for one in group:
+            if one.server == server_name and (work / "points" / f"{one}.json").exists():
+                groups.setdefault(key_of(one), []).append(read_json(work / "points" / f"{one}.json"))
+    summed = [metrics.summed_up(group) for group in sorted(groups.values(), key=lambda group: place(p, group[0]))]
+    wanted = len(p.lengths) * len(p.concurrency) * len(p.arms) * p.repeats
+    got = sum(len(group) for group in groups.values())
+    short = None if got == wanted else f"{BUDGET_ENDED} {got} of {wanted} measurements"
+    facts = {**asked, **(read_json(made) if made.exists() else NOT_STARTED)}
+    write_metrics(out / server_name / "points.json", {**facts, "not_measured": short, "points": summed})
+    write_csv(out / server_name / "points.csv", [one for entry in summed for one in entry["repeats"]])
+    write_json(out / server_name / "summary.json", {asked["experiment"]: {server_name: in_short(summed)}})
+
+
+def in_short(summed):
+    """{load: the few numbers} of the valid points of the corrected arm, for `dvc exp show`."""
+    names = ("server_output_tokens_per_second", "ttft_ms_p50", "server_itl_ms_avg")
+    return {
+        f"{point['input_tokens_asked']}-{point['output_tokens_asked']}-c{point['concurrency']}": {
+            name: point[name] for name in names
+        }
+        for point in summed
+        if point["valid"] and point["arm"] == "corrected"
+    }
+
+
+def place(p, point):
+    """Where a point stands among the others: the arms one after the other, and inside by load."""
+    load = [point[name] for name in ("input_tokens_asked", "output_tokens_asked", "concurrency")]
+    return [p.arms.index(point["arm"]), *load]
+
+
+def write_csv(path, repeats):
+    """One line a repeat; the certificate as its checks' verdicts, tries that it refused as their number."""
+    rows = [
+        {**one, "invalid_reasons": "; ".join(one["invalid_reasons"]), "refused_tries": len(one["refused_tries"]),
+         "checks": ", ".join(f"{check['check']} {check['verdict']}" for check in one["checks"])}
+        for one in repeats
+    ]  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["concurrency"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def what_was_asked(name, p, server_name, images):
+    """The part of points.json that is known before anything runs."""
+    settings = ("lengths", "repeats", "arms", "requests_per_stream", "min_requests", "warmup_requests", "endpoint",
+                "prompts", "pinned", "seed")  # fmt: skip
+    return {
+        "experiment": name,
+        "server": server_name,
+        "model": p.model,
+        "server_image": images[server_name.partition("-")[0]],
+        "client_image": images["client"],
+        "base_model": model_facts(p.model),
+        "input_tokens_asked": p.lengths[0][0],
+        "output_tokens_asked": p.lengths[0][1],
+        "settings": {key: getattr(p, key) for key in settings}
+        | {"client_arms": {name: p.client_arms[name] for name in p.arms}},
+    }
+
+
+def model_facts(model):
+    """{name, weights, parameters, config} of what is served."""
+    if model in OURS:
+        base = read_json(results("base_model") / "metrics.json")
+        config = read_json(results("base_model") / "model" / "config.json")
+        return {name: base[name] for name in ("name", "weights", "parameters")} | {"config": dimensions(config)}
+    shape, weights = model.split(":")
+    facts = {"name": f"{shape} shape", "weights": "random", "parameters": None, "shape": shape, "format": weights}
+    return facts | {"config": dimensions(read_json(shape_file(model)))}
+
+
+def not_measured(out, facts, reason):
+    """points.json of a server that is not measured, with the reason."""
+    write_metrics(out / facts["server"] / "points.json", {**facts, **NOT_STARTED, "not_measured": reason, "points": []})
+    print(f"{facts['experiment']}, {facts['server']}: not measured ({reason})")

@@ -1,0 +1,180 @@
+"""
+Measure the points of an experiment; a killed sweep resumes at the first missing point.
+"""
+
+import os
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from lib.bench import metrics
+from lib.bench.experiments import Clock, key_of, seconds_of, visits
+from lib.bench.inputs import make_inputs
+from lib.bench.results import publish, what_was_asked
+from lib.bench.validity import certificate, failed, never_valid, per_request
+from lib.core.stage import UserError, fingerprint, read_json, results, work_dir, write_json
+from lib.serving.clients import client_command
+from lib.serving.monitor import Watch, gpu_strangers
+from lib.serving.process import run_client, serving, session
+from lib.serving.servers import OURS, read_metrics, served_model, shape_file
+
+# Files whose change makes a finished point another measurement.
+MEASURING = ("bench.py", "bench_inputs.py", "certificate.py", "points.py", "servers.py", "watch.py")
+
+
+def key(p, images):
+    """What a finished point depends on: with another key it is measured again."""
+    unrelated = ("experiments", "definitions", "servers", "concurrency", "repeats", "arms", "ready_seconds",
+                 "point_seconds")  # fmt: skip
+    params = {name: value for name, value in asdict(p).items() if name not in unrelated}
+    files = [results("machine") / "machine.json", *(Path(__file__).with_name(name) for name in MEASURING)]
+    folders = {folder for name in p.servers for folder in p.server(name)[0].served}
+    if p.model in OURS:
+        folders.add(served_model(p.model))
+    else:
+        files.append(shape_file(p.model))
+    for folder in sorted(folders):
+        files += [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+    return fingerprint([params, [str(path) for path in files], images], files)
+
+
+def measure(p, server, point, client_image, process, strangers, work):
+    """One point: genai-perf, its numbers, the server's own counts, the certificate; in points/ when it is whole."""
+    p = p.with_arm(point.arm)
+    path, raw = work / "points" / f"{point}.json", work / "raw" / str(point)
+    shutil.rmtree(raw, ignore_errors=True)
+    raw.mkdir(parents=True)
+    watch, before = Watch(server, partial(session, process)), read_metrics(server, server.counters)
+    command = ["containers/run", client_image, *client_command(p, server, point, work)]
+    log = work / f"client-{point}.log"
+    run_client("genai-perf", command, log, process, p.point_seconds, "bench.point_seconds", watch)
+    after = read_metrics(server, server.counters)
+    counted = {name: after[name] - before[name] for name in before.keys() & after.keys()}
+    asked = {
+        "requests": p.requests(point.concurrency),
+        "warmup": p.warmup(point.concurrency),
+        **{name: getattr(point, name) for name in ("concurrency", "input_tokens", "output_tokens")},
+    }
+    read, seen = metrics.read_point(raw), watch.summary()
+    checks = certificate(read, asked, counted, seen, strangers, metrics.latencies(raw))
+    found = {
+        "concurrency": point.concurrency,
+        "input_tokens_asked": point.input_tokens,
+        "output_tokens_asked": point.output_tokens,
+        "arm": point.arm,
+        "repeat": point.repeat,
+        **read,
+        **metrics.by_server(read, per_request(counted, "output_tokens"), seen["gpu_watts"]),
+        "failed_requests": max(0, asked["requests"] - read["requests"]),
+        "preemptions": counted.get("preemptions"),
+        **metrics.guess_counts(counted),
+        **seen,
+        "valid": not failed(checks),
+        "invalid_reasons": failed(checks),
+        "checks": checks,
+        "refused_tries": refused_tries(path),
+    }
+    write_json(path, found)
+    return found
+
+
+def refused_tries(path):
+    """What the certificate refused of this point before, whole, oldest first: a second try does not hide the first."""
+    last = read_json(path) if path.exists() else {"valid": True}
+    return [] if last["valid"] else [*last.pop("refused_tries"), last]
+
+
+def finished(work, point):
+    """The point as it was measured; None where it is missing, or not valid and could be: it is measured (again)."""
+    path = work / "points" / f"{point}.json"
+    found = read_json(path) if path.exists() else None
+    return found if found and (found["valid"] or never_valid(found["checks"])) else None
+
+
+def missing(plan, work):
+    """What is still to be measured of [(server, points)]."""
+    left = [(server, [one for one in group if not finished(work, one)]) for server, group in plan]
+    return [(server, group) for server, group in left if group]
+
+
+def sweep(name, p, images, work):
+    """Measure the points that are not there yet, one server start for each group; stops when BUDGET is used up."""
+    plan, clock = list(visits(p)), Clock(work.parent / f"bench-{name}.seconds.json")
+    left, total = missing(plan, work), sum(len(group) for _, group in plan)
+    count = sum(len(group) for _, group in left)
+    budget = seconds_of(os.environ.get("BUDGET"))
+    deadline = float("inf") if budget is None else time.monotonic() + budget
+    print(f"{name}: {count} of {total} points to measure{about(clock.left(left))}", flush=True)
+    if left:
+        make_inputs(p, images, work)
+    while left and time.monotonic() < deadline:
+        server_name, group = left[0]
+        strangers = gpu_strangers()
+        with ExitStack() as stack:
+            server, process = start(name, p, server_name, images, work, clock, stack)
+            for point in tries(group, work, strangers):
+                if time.monotonic() > deadline:
+                    break
+                begun = time.monotonic()
+                found = measure(p, server, point, images["client"], process, strangers, work)
+                clock.seconds["points"][key_of(point)] = time.monotonic() - begun
+                write_json(clock.path, clock.seconds)
+                rest = [(server_name, [one for one in group if not finished(work, one)]), *left[1:]]
+                print(f"{name}, {server_name}, repeat {point.repeat}: {metrics.told(found)}{about(clock.left(rest, 1))}",
+                      flush=True)  # fmt: skip
+        left = left[1:]
+    if left:
+        print(f"{name}: BUDGET={os.environ['BUDGET']} is used up; `make bench EXPERIMENT={name}` goes on with the rest")
+
+
+def tries(group, work, strangers):
+    """The points of a server start, and once more those that its certificate refused: kernels that are compiled on
+    first use, a neighbour that came by. Another start would cost more than they do; it alone helps where others were on
+    the GPU before."""
+    yield from group
+    if not strangers:
+        yield from [one for one in group if not finished(work, one)]
+
+
+def about(seconds):
+    return "" if seconds is None else f"; about {seconds:.0f} s left"
+
+
+def start(name, p, server_name, images, work, clock, stack):
+    """(server, process) of a server that is ready; what it is and how it was started goes to servers/."""
+    server, options = p.server(server_name)
+    image = images[server_name.partition("-")[0]]
+    command = ["containers/run", image, *server.command(options)]
+    print(f"{name}: starting {server_name} in {image}", flush=True)
+    starting = serving(server, command, work / f"{server_name}.log", p.ready_seconds, "bench.ready_seconds")
+    process, ready = stack.enter_context(starting)
+    engine, is_stand_in = server.engine()
+    weights, cache = server.formats(options)
+    facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "weights_format": weights, "kv_format": cache}
+    told = {"server_ready_seconds": round(ready, 1), "server_command": command}
+    write_json(work / "servers" / f"{server_name}.json", facts | told)
+    clock.seconds["ready"][server_name] = ready
+    print(f"{name}: {engine} is ready after {ready:.0f} s", flush=True)
+    return server, process
+
+
+def measured(out, name, asked, images):
+    """Run the experiment to its end, or to the end of BUDGET, and write what there is."""
+    work = work_dir(f"bench-{name}", key(asked, images))
+    try:
+        sweep(name, asked, images, work)
+    except (UserError, KeyboardInterrupt, SystemExit):
+        plan = list(visits(asked))
+        total, left = (sum(len(group) for _, group in one) for one in (plan, missing(plan, work)))
+        kept = f"{total - left} of {total} points are finished and kept in {work}"
+        print(f"{name}: {kept}; run the same again to go on", file=sys.stderr)
+        raise
+    shutil.copytree(work, out, ignore=shutil.ignore_patterns("points", "servers"), dirs_exist_ok=True)
+    for server in asked.servers:
+        publish(out, work, asked, server, what_was_asked(name, asked, server, images))
+    if all((work / "points" / f"{point}.json").exists() for _, group in visits(asked) for point in group):
+        shutil.rmtree(work)

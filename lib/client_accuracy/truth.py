@@ -1,0 +1,114 @@
+"""
+What was so, beside what a load client says of it (stages/client_accuracy.py): what the mock server wrote down, or what vLLM
+counted, and whether that is the load that was asked for.
+"""
+
+import hashlib
+
+import numpy as np
+
+from lib.core.stage import UserError
+from lib.serving.clients import STATISTICS, TIMES, read_prompts
+
+# What a client's number is held against: the same statistic of what the mock wrote.
+COMPARED = (*(f"{name}_{one}" for name in TIMES for one in STATISTICS), "output_tokens_per_second")
+# vLLM's own sums over all requests, and our names for them.
+COUNTERS = {
+    "requests": "vllm:request_success_total",
+    "input_tokens": "vllm:prompt_tokens_total",
+    "output_tokens": "vllm:generation_tokens_total",
+    "ttft_seconds": "vllm:time_to_first_token_seconds_sum",
+    "request_seconds": "vllm:e2e_request_latency_seconds_sum",
+}
+
+
+def statistics(values):
+    """avg and percentiles, as all three clients take them: linear between neighbours."""
+    return {one: float(np.mean(values) if one == "avg" else np.percentile(values, int(one[1:]))) for one in STATISTICS}
+
+
+def known(requests):
+    """What a client that makes no mistake says of the requests that the mock wrote down: our names -> ms, tokens/s."""
+    measured = {name: [] for name in TIMES}
+    for one in requests:
+        written, arrived = one["written"], one["arrived"]
+        measured["ttft_ms"].append(1000 * (written[0] - arrived))
+        measured["tpot_ms"].append(1000 * (written[-1] - written[0]) / (len(written) - 1))
+        measured["itl_ms"] += [1000 * gap for gap in np.diff(written)]
+        measured["request_latency_ms"].append(1000 * (written[-1] - arrived))
+    tokens = sum(len(one["written"]) for one in requests)
+    found = {f"{name}_{one}": value for name in TIMES for one, value in statistics(measured[name]).items()}
+    return found | {"output_tokens_per_second": tokens / load_seconds(requests)}
+
+
+def load_seconds(requests):
+    """From the first request's arrival to the last token."""
+    return max(one["written"][-1] for one in requests) - min(one["arrived"] for one in requests)
+
+
+def lateness(requests):
+    """How long after its deadline the mock wrote a token, in ms."""
+    late = [1000 * (w - d) for one in requests for w, d in zip(one["written"], one["due"], strict=True)]
+    return statistics(late) | {"max": max(late)}
+
+
+def wrong(load, requests):
+    """Why what arrived is not the load that was asked for; empty when it is."""
+    reasons = []
+    if len(requests) != load.requests:
+        reasons.append(f"{len(requests)} requests arrived, {load.requests} were asked for")
+    arrived = [one["prompt_sha256"] for one in requests]
+    if len(set(arrived)) < len(arrived):
+        reasons.append(f"{len(arrived) - len(set(arrived))} prompts arrived twice")
+    ours = {hashlib.sha256(text.encode()).hexdigest() for text in read_prompts(load)[: load.requests]}
+    if others := set(arrived) - ours:
+        reasons.append(f"{len(others)} prompts are not among the file's first {load.requests}")
+    wanted = {"prompt_tokens": load.input_tokens, "max_tokens": load.output_tokens, "stream": True, **load.pinned}
+    for name, value in wanted.items():
+        if other := {one[name] for one in requests} - {value}:
+            reasons.append(f"{name} is {', '.join(map(str, sorted(other, key=str)))}, not {value}")
+    if short := [one for one in requests if len(one["written"]) != load.output_tokens]:
+        reasons.append(f"{len(short)} answers were cut off")
+    return reasons
+
+
+def judged(load, said, seconds, requests):
+    """One run beside what the mock wrote; error: what the client said less what was so, None where it says nothing."""
+    reasons = wrong(load, requests)
+    # Whatever came in between, as if the load had been the whole run.
+    complete = [one for one in requests if len(one["written"]) > 1]
+    if not complete:
+        raise UserError(f"{load.folder}: no answer was written; what the client printed lies beside it")
+    truth = known(complete)
+    error = {name: None if said[name] is None else said[name] - truth[name] for name in COMPARED}
+    busy = load_seconds(complete)
+    return {
+        "said": said,
+        "known": truth,
+        "error": error,
+        "error_percent": {
+            name: None if value is None or not truth[name] else 100 * value / truth[name]
+            for name, value in error.items()
+        },
+        "late_ms": lateness(complete),
+        "seconds": seconds | {"load": busy, "overhead": seconds["wall"] - busy},
+        "valid": not reasons,
+        "invalid_reasons": reasons,
+    }
+
+
+def counted(load, before, after):
+    """What vLLM counted between two readings, a request; whether that is the load that was asked for."""
+    more = {name: after[name] - before[name] for name in COUNTERS if name in before and name in after}
+    requests = more.pop("requests", 0)
+    each = {name: value / requests for name, value in more.items()} if requests else {}
+    counts = {
+        "requests": int(requests),
+        "input_tokens": each.get("input_tokens"),
+        "output_tokens": each.get("output_tokens"),
+        "ttft_ms_avg": 1000 * each["ttft_seconds"] if "ttft_seconds" in each else None,
+        "request_latency_ms_avg": 1000 * each["request_seconds"] if "request_seconds" in each else None,
+    }
+    wanted = {name: getattr(load, name) for name in ("requests", "input_tokens", "output_tokens")}
+    reasons = [f"the server counted {counts[n]} {n}, {w} were asked for" for n, w in wanted.items() if counts[n] != w]
+    return {"server": counts, "valid": not reasons, "invalid_reasons": reasons}

@@ -1,0 +1,116 @@
+"""
+Speed and memory of a running vLLM by the number, the rank and the popularity of its adapters (stages/multilora.py).
+
+Adapters with random weights, loaded while the server runs. "none" is a server without LoRA: what merged weights cost,
+for they have the base's shapes. "unused" is a server with LoRA whose requests name no adapter.
+"""
+
+import random
+import re
+import shutil
+import statistics
+import time
+
+from lib.core.stage import results
+from lib.serving.monitor import gpu_mib
+from lib.serving.process import session
+from lib.serving.servers import URL, Vllm, exposition
+from lib.streaming.http import Request, post
+from lib.streaming.load import in_template, load
+from lib.text.rows import read_rows
+
+POPULARITY = {"uniform": lambda rank: 1.0, "skewed": lambda rank: 1.0 / rank}  # skewed: Zipf's law
+
+
+def questions(p):
+    """Prompts of the dataset, as many as a point asks."""
+    rows = read_rows(p.questions)
+    return [in_template(rows[number % len(rows)]["instruction"]) for number in range(p.requests + p.concurrency)]
+
+
+def drawn(names, popularity, count, seed):
+    """Which adapter each of `count` requests names, by popularity; the first name is the most popular."""
+    weights = [POPULARITY[popularity](rank) for rank in range(1, len(names) + 1)]
+    return random.Random(seed).choices(names, weights, k=count)
+
+
+def point(p, asking, name, names, popularity):
+    """One load on the running server; names: the adapters there are, empty for the base model alone."""
+    texts = questions(p)
+    chosen = drawn(names, popularity, len(texts), p.seed) if names else [None] * len(texts)
+    asked = [
+        Request(text, adapter, p.output_tokens, p.output_tokens, 0.0, 1.0, p.seed)
+        for text, adapter in zip(texts, chosen, strict=True)
+    ]
+    warm, measured = asked[: p.concurrency], asked[p.concurrency :]
+    # Every adapter once before: bringing it in is no part of the speed.
+    first = {one.adapter: one for one in measured}.values()
+    loads = [load("vllm", URL, each, p.concurrency) for each in ([*first, *warm], measured)]
+    told = asking.ask(name, loads)[1]
+    firsts = [1000 * one["ttft_seconds"] for one in told["answers"]]
+    made = sum(one["tokens"] for one in told["answers"])
+    return {
+        "requests": len(measured),
+        "adapters_asked_for": len({one.adapter for one in measured} - {None}),
+        "output_tokens": made / len(measured),
+        "output_tokens_per_second": made / told["wall_seconds"],
+        "ttft_ms_p50": statistics.median(firsts),
+        "ttft_ms_max": max(firsts),
+        **memory(asking.process),
+    }
+
+
+def memory(process):
+    """MiB that the server's processes hold (no figure where they run in a container) and the GPUs in all, and for how
+    many tokens there is room for keys and values: on a GPU vLLM takes its share at the start, and what adapters take of
+    it is missing there."""
+    import psutil
+
+    resident = sum(psutil.Process(pid).memory_info().rss for pid in session(process)) / 2**20
+    in_container = process.args[1].startswith("docker:")
+    room = kv_tokens(exposition(Vllm("base")))
+    return {"resident_mib": None if in_container else resident, "gpu_mib": gpu_mib(), "kv_tokens": room}
+
+
+def kv_tokens(text):
+    """Blocks of vLLM's KV cache times their tokens, out of its metrics; None where they do not tell."""
+    facts = re.search(r"^vllm:cache_config_info{(.*)}", text, re.MULTILINE)
+    told = dict(re.findall(r'(\w+)="(\d+)"', facts[1])) if facts else {}
+    sizes = [int(told[name]) for name in ("num_gpu_blocks", "block_size") if name in told]
+    return sizes[0] * sizes[1] if len(sizes) == 2 else None
+
+
+def load_adapter(name, folder):
+    """Load an adapter into the running vLLM under a name; returns the seconds it took."""
+    begun = time.monotonic()
+    post(f"{URL}/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder.resolve())}).close()
+    return time.monotonic() - begun
+
+
+def study_rank(p, asking, rank):
+    """Points of one server with LoRA of this rank: unused, then more and more adapters, by each popularity."""
+    random_ones = asking.out / f"adapters-{rank}"
+    model = results("base_model") / "model"
+    words = [model, random_ones, max(p.adapters), rank, p.seed, *p.target_modules]
+    asking.client(f"random-{rank}", "stages/workers/random_lora.py", *words)
+    bytes_each = (random_ones / "0" / "adapter_model.safetensors").stat().st_size
+    same = {"rank": rank, "slots": p.slots, "adapter_bytes": bytes_each}
+    points = [{"arm": "unused", "adapters": 0, "popularity": None, **same, "load_seconds": None,
+               **point(p, asking, f"unused-{rank}", [], None)}]  # fmt: skip
+    loaded, names = [], []
+    for count in p.adapters:
+        for number in range(len(names), count):
+            loaded.append(load_adapter(f"random-{number}", random_ones / str(number)))
+            names.append(f"random-{number}")
+        for popularity in p.popularity if count > 1 else p.popularity[:1]:
+            found = point(p, asking, f"{popularity}-{count}-{rank}", names, popularity)
+            points.append({"arm": "adapters", "adapters": count, "popularity": popularity, **same,
+                           "load_seconds": statistics.median(loaded), **found})  # fmt: skip
+            print(f"multilora: {told(points[-1])}", flush=True)
+    shutil.rmtree(random_ones)  # the seed makes them again
+    return points
+
+
+def told(one):
+    who = f"{one['adapters']} adapters of rank {one['rank']}, {one['popularity']}" if one["adapters"] else one["arm"]
+    return f"{who}: {one['output_tokens_per_second']:.1f} tokens/s, first token after {one['ttft_ms_p50']:.0f} ms"

@@ -1,0 +1,34 @@
+"""
+Locate result files for the report.
+"""
+
+from pathlib import Path
+
+from lib.claims.runs import optional
+from lib.core.stage import read_json
+
+METHODS = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+
+
+def not_measured(command):
+    return ("text", f"Not measured yet. `{command}` measures it.")
+
+
+def folders(ledger):
+    """(name, folder, facts) of every run."""
+    return [(name, Path(facts["folder"]), facts) for name, facts in ledger["runs"].items()]
+
+
+def found_in(ledger, file):
+    """[(run, data)] of the runs that have that file."""
+    return [(name, data) for name, folder, _ in folders(ledger) if (data := optional(folder / file))]
+
+
+def variants(folder):
+    """{variant: metrics} of every fine-tuning of a run."""
+    return {path.parent.name: read_json(path) for path in sorted(folder.glob("finetune/*/metrics.json"))}
+
+
+def slug(kind, name):
+    """A figure's name: serving-this-checkout."""
+    return f"{kind}-{name.replace(' ', '-')}"

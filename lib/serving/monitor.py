@@ -1,0 +1,187 @@
+"""
+What a machine does while a client loads a server: once a second the server's own gauges, the CPU time of client and
+server, and what NVML says about the GPUs. A look takes milliseconds; without a GPU or a gauge its part is missing.
+"""
+
+import time
+from contextlib import suppress
+
+import psutil
+
+from lib.serving.servers import read_metrics
+
+INTERVAL_SECONDS = 1.0
+# Bits of NVML's clock event reasons that mean that the card is slower than it could be, and why (nvml.h).
+SLOWED = {0x8: "hardware slowdown", 0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown",
+          0x80: "hardware power brake"}  # fmt: skip
+POWER_CAP = 0x4
+# The driver still lists the workers of a server on several GPUs when they have stopped: so long they get to go.
+LEAVE_SECONDS = 10
+
+
+class Watch:
+    """look() from time to time, with the processes of the client; samples then holds one dict a second."""
+
+    def __init__(self, server, server_processes):
+        self.server, self.server_processes = server, server_processes
+        self.samples, self.last, self.gpus = [], 0.0, gpu_handles()
+
+    def look(self, client_processes):
+        now = time.monotonic()
+        if now - self.last < INTERVAL_SECONDS:
+            return
+        self.last = now
+        busy = psutil.cpu_times()
+        sample = {
+            "seconds": now,
+            "client_cpu_seconds": cpu_seconds(client_processes()),
+            "server_cpu_seconds": cpu_seconds(self.server_processes()),
+            "all_cpu_seconds": sum(busy) - busy.idle - busy.iowait - busy.guest - busy.guest_nice,
+            **read_metrics(self.server, self.server.gauges),
+        }
+        if self.gpus:
+            sample["gpus"] = [gpu_sample(handle) for handle in self.gpus]
+        self.samples.append(sample)
+
+    def loaded(self):
+        """The samples while requests ran; all of them where the server has no gauge that tells."""
+        if not any("running" in sample for sample in self.samples):
+            return self.samples
+        return [sample for sample in self.samples if sample.get("running")]
+
+    def summary(self):
+        """Means over the load: batch size, queue, CPU cores used by client, server and everything else, and the GPUs'
+        watts, clocks and temperature. None: not measured."""
+        samples = self.loaded()
+        found = {name: mean([one.get(name) for one in samples]) for name in ("running", "waiting")}
+        return {
+            "batch_mean": found["running"],
+            "batch_max": max((one["running"] for one in samples if "running" in one), default=None),
+            "queue_mean": found["waiting"],
+            **cores(samples),
+            **gpu_summary([one["gpus"] for one in samples if "gpus" in one]),
+        }
+
+
+def mean(values):
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def cpu_seconds(pids):
+    """CPU time of the processes so far; one that has just ended counts nothing."""
+    total = 0.0
+    for pid in pids:
+        with suppress(psutil.Error):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def cores(samples):
+    """{client_cores, server_cores, other_cores}: CPU cores in use on average, of neighbouring samples under load."""
+    names = ("client", "server", "all")
+    used, seconds = dict.fromkeys(names, 0.0), 0.0
+    for before, after in zip(samples, samples[1:], strict=False):
+        if after["seconds"] - before["seconds"] > 2 * INTERVAL_SECONDS:  # not neighbours: the load paused between them
+            continue
+        seconds += after["seconds"] - before["seconds"]
+        for name in names:  # a process that ended takes its time with it: no negative share
+            used[name] += max(0.0, after[f"{name}_cpu_seconds"] - before[f"{name}_cpu_seconds"])
+    if not seconds:
+        return {"client_cores": None, "server_cores": None, "other_cores": None}
+    share = {name: time / seconds for name, time in used.items()}
+    other = max(0.0, share["all"] - share["client"] - share["server"])
+    return {"client_cores": share["client"], "server_cores": share["server"], "other_cores": other}
+
+
+def gpu_handles():
+    """NVML's handles of the GPUs that CUDA programs of this shell see; an empty list without a GPU."""
+    import os
+
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no driver, or no package: the certificate then says that it is unknown
+        return []
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    known = range(pynvml.nvmlDeviceGetCount())
+    if shown is None:
+        return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in known]
+    words = [word.strip() for word in shown.split(",") if word.strip()]
+    return [
+        pynvml.nvmlDeviceGetHandleByIndex(int(word)) if word.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(word)
+        for word in words
+    ]
+
+
+def gpu_sample(handle):
+    """{watts, sm_mhz, celsius, slowed, capped} of one GPU now; None where it does not tell."""
+    import pynvml
+
+    def ask(question, *words):
+        try:
+            return question(handle, *words)
+        except pynvml.NVMLError:
+            return None
+
+    watts, reasons = ask(pynvml.nvmlDeviceGetPowerUsage), ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
+    return {
+        "watts": None if watts is None else watts / 1000,
+        "sm_mhz": ask(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
+        "celsius": ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU),
+        "slowed": None if reasons is None else [name for bit, name in SLOWED.items() if reasons & bit],
+        "capped": None if reasons is None else bool(reasons & POWER_CAP),
+    }
+
+
+def gpu_mib():
+    """Memory in use on those GPUs together, whoever uses it; None without a GPU or where the driver does not tell."""
+    handles = gpu_handles()
+    if not handles:
+        return None
+    import pynvml
+
+    try:
+        return sum(pynvml.nvmlDeviceGetMemoryInfo(handle).used for handle in handles) / 2**20
+    except pynvml.NVMLError:
+        return None
+
+
+def gpu_summary(samples):
+    """Over all samples of all GPUs: mean watts of all together, clocks, highest temperature, what slowed them."""
+    if not samples:
+        return {"gpu_watts": None, "gpu_sm_mhz": None, "gpu_celsius_max": None, "gpu_slowed": None, "gpu_capped": None}
+    every = [gpu for sample in samples for gpu in sample]
+    watts = [sum(gpu["watts"] for gpu in sample) for sample in samples if all(gpu["watts"] for gpu in sample)]
+    reasons = [gpu["slowed"] for gpu in every if gpu["slowed"] is not None]
+    capped = [gpu["capped"] for gpu in every if gpu["capped"] is not None]
+    return {
+        "gpu_watts": mean(watts),
+        "gpu_sm_mhz": mean([gpu["sm_mhz"] for gpu in every]),
+        "gpu_celsius_max": max((gpu["celsius"] for gpu in every if gpu["celsius"] is not None), default=None),
+        "gpu_slowed": sorted({name for names in reasons for name in names}) if reasons else None,
+        "gpu_capped": mean([float(value) for value in capped]),
+    }
+
+
+def gpu_strangers():
+    """Processes that hold memory on the GPUs and stay, as [pid]; None where the driver does not tell."""
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while (found := gpu_processes()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def gpu_processes():
+    """Those that hold memory on the GPUs now, as [pid]; None like there."""
+    handles = gpu_handles()
+    if not handles:
+        return None
+    import pynvml
+
+    try:
+        return [one.pid for handle in handles for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    except pynvml.NVMLError:
+        return None

@@ -1,0 +1,173 @@
+"""
+Start a server or a client, watch it, and stop everything it started.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from lib.core.stage import UserError
+from lib.serving.servers import SHARED_MEMORY
+
+LOG_LINES = 15  # of a log, shown when its program fails
+STOP_SECONDS = 30  # for a program to leave by itself, before it is killed
+ORPHAN_SECONDS = 2  # for what it started, after that
+
+
+def is_ready(url):
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.status == 200
+    except OSError:  # refused, reset, timed out, or answered with an error
+        return False
+
+
+def check_ports(ports):
+    """UserError naming the program behind the first port that is taken: we would measure that one."""
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                raise UserError(f"port {port} is taken by {holder(port)}; stop it first") from None
+
+
+def holder(port):
+    """The program that listens on a port, as far as this user may know."""
+    import psutil
+
+    listening = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port]
+    names = [f"{psutil.Process(one.pid).name()} (process {one.pid})" for one in listening if one.pid]
+    return names[0] if names else "another program"
+
+
+@contextmanager
+def started(command, log):
+    """A running program in a session of its own, so that all its processes can be stopped; its output goes to `log`."""
+    process = guard = None
+    try:
+        with open(log, "ab") as sink:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        guard = guarding(process)
+        yield process
+    finally:
+        if process:
+            stop(process)
+        if guard:
+            guard.kill()
+            guard.communicate()
+
+
+def guarding(process):
+    """A shell that ends the program when this stage is gone without having done so, killed by SIGKILL for instance:
+    its standard input ends then."""
+    script = f"read -r _; kill -TERM -- -{process.pid}; sleep {ORPHAN_SECONDS}; kill -KILL -- -{process.pid}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(["bash", "-c", script], stdin=subprocess.PIPE, start_new_session=True, **quiet)
+
+
+def stop(process):
+    """End every process of the session: asked first, then killed. A second Ctrl-C does not cut this short."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        end(process, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        # Children that outlive their leader: Triton's Python processes, when it left with requests in flight.
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while session(process) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        while session(process):
+            end(process, signal.SIGKILL)
+            time.sleep(0.1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def end(process, sign):
+    for pid in session(process):
+        with suppress(ProcessLookupError):
+            os.kill(pid, sign)
+
+
+def session(process):
+    """The living processes of the session that `process` leads, itself among them."""
+    process.poll()  # reaps it
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # gone meanwhile
+            # pid (name) state parent group session ...; the name may hold anything, brackets too
+            state, _, _, leader = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(leader) == process.pid and state not in "ZX":
+                members.append(int(stat.parent.name))
+    return members
+
+
+@contextmanager
+def leaving_no_trace(server):
+    """Remove what a server leaves behind: shared memory when it was killed, compiled files beside Triton's model.py
+    (DVC would see another result)."""
+    try:
+        yield
+    finally:
+        for folder in server.served:
+            for compiled in folder.rglob("__pycache__"):
+                shutil.rmtree(compiled)
+        for region in Path("/dev/shm").glob(f"{SHARED_MEMORY}*"):
+            region.unlink()
+
+
+@contextmanager
+def serving(server, command, log, seconds, key):
+    """A server that is ready, and how many seconds that took; on a UserError its last log lines go to stderr. seconds:
+    the most that it may take, which params.yaml has under `key`."""
+    check_ports(server.ports)
+    begun, name = time.monotonic(), type(server).__name__
+    with leaving_no_trace(server), started(command, log) as process:
+        try:
+            while not is_ready(server.ready):
+                if process.poll() is not None:
+                    raise UserError(f"{name} stopped (exit code {process.returncode}) before it was ready")
+                if time.monotonic() - begun > seconds:
+                    raise UserError(f"{name} was not ready after {seconds} s ({key})")
+                time.sleep(0.5)
+            yield process, time.monotonic() - begun
+        except UserError:
+            show_end(log)
+            raise
+
+
+def run_client(name, command, log, server_process, seconds, key, watch=None):
+    """Run a client to its end while its server lives, watched (lib/serving/monitor.py); UserError when either fails, or it
+    takes longer than `seconds`, which params.yaml has under `key`. server_process: None where none is needed."""
+    deadline = time.monotonic() + seconds
+    with started(command, log) as client:
+        while client.poll() is None:
+            if server_process and server_process.poll() is not None:
+                raise UserError(f"the server stopped (exit code {server_process.returncode}) while it was measured")
+            if time.monotonic() > deadline:
+                raise UserError(f"{name} took longer than {seconds} s ({key}); its output: {log}")
+            if watch:
+                watch.look(partial(session, client))
+            with suppress(subprocess.TimeoutExpired):
+                client.wait(0.2)
+    if client.returncode:
+        show_end(log)
+        raise UserError(f"{name} failed (exit code {client.returncode}); its output: {log}")
+
+
+def show_end(log):
+    lines = Path(log).read_text(errors="replace").splitlines()[-LOG_LINES:]
+    print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)

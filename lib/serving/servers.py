@@ -1,0 +1,273 @@
+"""
+The servers under test: how each is started, how genai-perf drives it, and what it says about itself.
+"""
+
+import json
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.core.stage import UserError, flags, read_json, results, work_folder
+
+URL = "http://127.0.0.1:8000"
+ADAPTERS = ("lora", "qlora")  # variants of the fine-tuning; the first is the one that RUN=...-lora asks for
+SHARED_MEMORY = "bench_triton_"  # begins the names of Triton's regions in /dev/shm
+FORMATS = {"bfloat16": "bf16", "float16": "bf16"}  # what config.json calls a number: what lib/analysis/roofline.py does
+
+
+@dataclass
+class Triton:
+    """A model repository behind tritonserver, driven over gRPC with the tensors of NVIDIA's inflight_batcher_llm."""
+
+    model: str  # base or lora
+    ready = URL + "/v2/health/ready"
+    ports = (8000, 8001, 8002)
+    metrics = "http://127.0.0.1:8002/metrics"
+    # The stand-in reports as NVIDIA's backend does; a counter that an engine lacks stays unknown.
+    counters = {
+        "input_tokens": "nv_llm_input_token_len_sum",
+        "output_tokens": "nv_llm_output_token_len_sum",
+        "requests": "nv_llm_output_token_len_count",
+    }
+    gauges = {"waiting": "nv_inference_pending_request_count"}
+
+    @property
+    def served(self):
+        """The results folders that this server answers from, besides the base model."""
+        return [results("repository") / self.model]
+
+    @property
+    def built(self):
+        return read_json(results("repository") / self.model / "repository.json")
+
+    def not_built(self):
+        """Why there is nothing to serve, or None."""
+        return self.built["not_built"]
+
+    def command(self, options):
+        local = {f"{protocol}-address": "127.0.0.1" for protocol in ("http", "grpc", "metrics")}
+        ports = dict(zip(("http-port", "grpc-port", "metrics-port"), self.ports, strict=True))
+        models = results("repository") / self.model / "models"
+        # A client that was stopped leaves its request in flight in Triton 2.51's ensembles: do not wait long for it.
+        memory = f"python,shm-region-prefix-name={SHARED_MEMORY}"
+        words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 10, "backend-config": memory}
+        words["disable-auto-complete-config"] = True  # what config.pbtxt does not say is not guessed
+        if self.built["engine_is_stand_in"]:
+            return ["tritonserver", *flags(words)]
+        return mpirun(words, self.built["world_size"])
+
+    def client(self, p, output_tokens):
+        """genai-perf's options for this server; a pinned length is exactly `output_tokens`, greedily."""
+        adapter = ["lora_task_id:1"] if self.model == "lora" else []
+        return {
+            "model": "ensemble",
+            "url": "127.0.0.1:8001",
+            "endpoint-type": "kserve",
+            "backend": "tensorrtllm",
+            "extra-inputs": [*([f"min_tokens:{output_tokens}"] if p.pinned else []), *adapter],
+        }
+
+    def formats(self, options):
+        """(of the weights, of keys and values), by their names in lib/analysis/roofline.py; None where it has none."""
+        built = self.built
+        stand_in = built["engine_is_stand_in"]  # loads the model as it is
+        return (saved_format(),) * 2 if stand_in else (built["weights_format"], built["kv_format"])
+
+    def engine(self):
+        """(name with version, is it a stand-in) of what answers; asks the running server."""
+        built = self.built
+        note = f" (stand-in for {built['stands_in_for']})" if built["engine_is_stand_in"] else ""
+        return f"{built['engine']} behind Triton {answer('/v2')['version']}{note}", built["engine_is_stand_in"]
+
+
+def mpirun(words, world_size):
+    """What launch_triton_server.py starts and leaves behind, here in the foreground: a tritonserver a GPU.
+
+    All but the first load the engine alone; each has shared memory of its own.
+    """
+    command = ["mpirun", "--allow-run-as-root"]
+    for rank in range(world_size):
+        own = {"backend-config": f"{words['backend-config']}{rank}_"}
+        only = {"model-control-mode": "explicit", "load-model": "tensorrt_llm"} if rank else {}
+        command += ["-n", "1", "/opt/tritonserver/bin/tritonserver", *flags(words | own | only), ":"]
+    return command
+
+
+@dataclass
+class Vllm:
+    """vLLM's OpenAI-compatible server; the adapters are served beside the base model under their own names.
+
+    A model that is a shape of data/shapes in a format, such as gpt-oss-20b:mxfp4, has random weights.
+    """
+
+    model: str  # base, lora, or SHAPE:FORMAT
+    ready = URL + "/health"
+    ports = (8000,)
+    metrics = URL + "/metrics"
+    counters = {
+        "input_tokens": "vllm:prompt_tokens_total",
+        "output_tokens": "vllm:generation_tokens_total",
+        "requests": "vllm:request_success_total",
+        "cache_hits": "vllm:prefix_cache_hits_total",
+        "preemptions": "vllm:num_preemptions_total",
+        "guessed": "vllm:spec_decode_num_draft_tokens_total",
+        "guessed_right": "vllm:spec_decode_num_accepted_tokens_total",
+    }
+    gauges = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting"}
+
+    @property
+    def served(self):
+        return list(self.adapters().values())
+
+    def adapters(self):
+        """Name -> folder of the adapters there are; UserError where RUN needs one and there is none."""
+        if self.model != "lora":
+            return {}
+        folders = {name: results("finetune") / name / "adapter" for name in ADAPTERS}
+        made = {name: folder for name, folder in folders.items() if (folder / "adapter_config.json").exists()}
+        if self.model not in made:
+            raise UserError(f"{folders[self.model]}: no adapter there; `dvc repro finetune` makes it")
+        return made
+
+    def not_built(self):
+        return None
+
+    def command(self, options):
+        words = {"model": served_model(self.model), "served-model-name": "base", "host": "127.0.0.1",
+                 "port": self.ports[0], "no-enable-prefix-caching": True}  # fmt: skip
+        lora = []
+        if adapters := self.adapters():
+            rank = max(read_json(folder / "adapter_config.json")["r"] for folder in adapters.values())
+            power = max(8, 1 << (rank - 1).bit_length())  # vLLM takes powers of two, from 8
+            lora = ["--enable-lora", *flags({"max-lora-rank": power, "max-loras": len(adapters)})]
+            lora += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
+        return ["python3", "-m", "vllm.entrypoints.openai.api_server", *flags(words), *lora, *options]
+
+    def client(self, p, output_tokens):
+        pinned = ["ignore_eos:true", f"min_tokens:{output_tokens}"] if p.pinned else []
+        return {
+            "model": self.model if self.model in OURS else "base",
+            "url": URL,
+            "endpoint-type": p.endpoint,
+            "extra-inputs": [*pinned, "temperature:0"],
+        }
+
+    def formats(self, options):
+        weights = saved_format() if self.model in OURS else self.model.split(":")[1]
+        cache = "fp8" if any(word.startswith("--kv-cache-dtype=fp8") for word in options) else "bf16"
+        return "fp8" if "--quantization=fp8" in options else weights, cache
+
+    def engine(self):
+        return f"vLLM {answer('/version')['version']}", False
+
+
+@dataclass
+class Trtllm:
+    """trtllm-serve with its PyTorch backend, OpenAI-compatible; a request names its adapter in `lora_request`."""
+
+    model: str  # base or lora
+    ready = URL + "/health"
+    ports = (8000,)
+    metrics = URL + "/metrics"  # JSON, not Prometheus: no counters are read from it
+    counters = {}
+    gauges = {}
+
+    @property
+    def built(self):
+        return read_json(results("trtllm_serve") / self.model / "serve.json")
+
+    @property
+    def served(self):
+        return [results("trtllm_serve") / self.model, *map(Path, self.built["adapters"].values())]
+
+    def not_built(self):
+        return self.built["not_built"]
+
+    def command(self, options):
+        """`options` are vLLM's; this server's stand in params.yaml: trtllm_serve."""
+        return self.built["command"]
+
+    def client(self, p, output_tokens):
+        extra = {"ignore_eos": True, "min_tokens": output_tokens} if p.pinned else {}
+        if self.model == "lora":
+            extra["lora_request"] = lora_request(1, self.built["adapters"]["1"])
+        return {
+            "model": "model",  # the name of the folder that is served
+            "url": URL,
+            "endpoint-type": p.endpoint,
+            "extra-inputs": json.dumps(extra | {"temperature": 0}),
+        }
+
+    def formats(self, options):
+        return (saved_format(),) * 2
+
+    def engine(self):
+        return f"TensorRT-LLM {answer('/version')['version']} (trtllm-serve)", False
+
+
+def lora_request(task, folder):
+    """How a request names its adapter to trtllm-serve, which keeps it under its number."""
+    return {"lora_name": str(task), "lora_int_id": task, "lora_path": str(folder)}
+
+
+SERVERS = {"triton": Triton, "vllm": Vllm, "trtllm": Trtllm}
+OURS = ("base", "lora")  # models of this pipeline; any other is SHAPE:FORMAT
+
+
+def served_model(model):
+    """The folder that a server loads, and whose tokenizer counts: the base model's, or that of a random shape."""
+    return results("base_model") / "model" if model in OURS else work_folder("shapes") / model.replace(":", "-")
+
+
+def saved_format():
+    """The format that the base model's numbers are saved in."""
+    config = read_json(results("base_model") / "model" / "config.json")
+    return FORMATS.get(config.get("dtype"))
+
+
+def shape_file(model):
+    return Path("data/shapes") / f"{model.split(':')[0]}.json"
+
+
+def answer(path):
+    """The JSON that the running server answers a GET with."""
+    with urllib.request.urlopen(URL + path, timeout=10) as response:
+        return json.load(response)
+
+
+def exposition(server):
+    """The server's own figures now, as Prometheus text; empty where it does not tell them."""
+    try:
+        with urllib.request.urlopen(server.metrics, timeout=10) as response:
+            return response.read().decode()
+    except OSError:
+        return ""
+
+
+def read_metrics(server, names):
+    """The server's own figures now, by our `names`; an empty dict where it does not tell them."""
+    return sums(exposition(server), names)
+
+
+def sums(text, names):
+    """Prometheus text -> our name -> the sum over all labels of the metric; a metric that is not there is left out."""
+    samples = [line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
+    found = {}
+    for name, metric in names.items():
+        if values := [float(value) for sample, value in samples if sample.split("{")[0] == metric]:
+            found[name] = sum(values)
+    return found
+
+
+def guesses(data):
+    """Whether a server decodes speculatively."""
+    return any("--speculative" in word for word in data["server_command"] or [])
+
+
+def gpus(command):
+    """The GPUs that share the model, out of the words that started the server."""
+    for word in command or []:
+        name, _, number = word.partition("=")
+        if name in ("--tensor-parallel-size", "--tp_size"):
+            return int(number)
+    return 1

@@ -1,0 +1,135 @@
+"""
+What the answers of stages/speedups.py come to: a row for every method in an arm and for every system, measured or with
+the reason why not.
+"""
+
+import shutil
+import statistics
+
+from lib.analysis.roofline import closed_loop
+from lib.core.stage import UserError
+from lib.speedups.methods import METHODS, PUBLISHED, SYSTEMS
+from lib.stats import REPEATS_NEEDED, interval, ratio
+
+
+def not_run(machine, task):
+    """Why a task, given by its words, cannot be had on this machine; None where it can."""
+    method = METHODS.get(task.get("method"))
+    if machine["gpus"] or not method:
+        return None
+    if method.weights != "bf16":
+        return "on a CPU bitsandbytes unpacks every weight at every step, minutes an answer: measured on a GPU only"
+    if method.compile and task["arm"] == "corrected" and not shutil.which("g++"):
+        return "torch.compile on a CPU needs the C++ compiler g++"
+    return None
+
+
+def published_seconds(listed):
+    """What all rows of the arm published took; None where one of them was not measured, or none was asked for."""
+    took = [row.get("wall_seconds") for row in listed if row["arm"] == "published"]
+    return sum(took) if took and None not in took else None
+
+
+def rates_of(answers):
+    """Tokens a second of each answer."""
+    return [one["tokens"] / one["seconds"] for one in answers]
+
+
+def summed(answers):
+    """{tokens_per_second, interval}: the mean over answers, as the writeup takes it, with its 95 % interval."""
+    found = rates_of(answers)
+    known = len(found) >= REPEATS_NEEDED
+    return {"tokens_per_second": statistics.mean(found), "interval": interval(found, "mean") if known else None}
+
+
+def cpu_per_token(answers):
+    """CPU seconds a token, of all threads: what hardly changes when others are at work on the machine."""
+    return sum(one["cpu_seconds"] for one in answers) / sum(one["tokens"] for one in answers)
+
+
+def row(result, config, machine_rates):
+    """One method in one arm: its speed, and what share of the machine's limit for one answer after another that is.
+
+    The limit: every weight read once a token (lib/analysis/roofline.py), prefill and decoding one after the other.
+    """
+    answers = result["answers"]
+    firsts = [one["ttft_seconds"] for one in answers if one["ttft_seconds"] is not None]
+    tokens = statistics.mean(one["tokens"] for one in answers)
+    weights = METHODS[result["method"]].weights
+    limit = closed_loop(config, weights, "bf16", machine_rates, 1, result["prompt_tokens"], max(2, round(tokens)))
+    best, made = limit["apart_tokens_per_second"], summed(answers)
+    return {
+        **made,
+        "answers": len(answers),
+        "prompt_tokens": result["prompt_tokens"],
+        "output_tokens": tokens,
+        "ttft_seconds": statistics.median(firsts) if firsts else None,
+        "cpu_seconds_per_token": cpu_per_token(answers),
+        "peak_mib": result["memory"]["process_peak_mib"],
+        "memory": result["memory"]["device"],
+        "wall_seconds": result["wall_seconds"],
+        "warmup_seconds": sum(one["seconds"] for one in result["warmups"]),
+        "dtype": result["dtype"],
+        "compiled_graphs": result["compiled_graphs"],
+        "limit_tokens_per_second": best,
+        "share_of_limit": made["tokens_per_second"] / best if best else None,
+        "image": result["made_by"]["image"],
+        "versions": result["made_by"]["versions"],
+    }
+
+
+def rows(p, machine, found, failed, config, machine_rates):
+    """Every method in every arm it has, measured or not, with what it is worth over doing nothing in the same arm.
+
+    found: {task: its result}; failed: {task: why it has none}.
+    """
+    listed = []
+    for arm in p.arms:
+        plain = found.get(f"none-{arm}")
+        for method, entry in METHODS.items():
+            if arm == "published" and method not in PUBLISHED:
+                continue
+            name = f"{method}-{arm}"
+            listed.append({"id": name, "method": method, "arm": arm, "says": entry.says, "not_measured": None})
+            if name not in found:
+                left_out = failed.get(name, f"params.yaml: speedups.methods has no {method}")
+                listed[-1]["not_measured"] = not_run(machine, {"method": method, "arm": arm}) or left_out
+                continue
+            listed[-1] |= row(found[name], config, machine_rates)
+            listed[-1]["over_none"] = plain and ratio(
+                rates_of(found[name]["answers"]), rates_of(plain["answers"]), "mean"
+            )
+    return listed
+
+
+def systems(found, failed):
+    """Every system's throughput on the same prompts, and how many times that of Transformers' static batches it is;
+    found and failed as in rows()."""
+    entries = {name: found.get(f"batch-{name}") for name in SYSTEMS}
+    measured = {name: one for name, one in entries.items() if one}
+    if len({one["prompts_sha256"] for one in measured.values()}) > 1:
+        raise UserError("the systems were not given the same prompts: do their tokenizers differ?")
+    static, listed = entries["static"], []
+    for name, one in entries.items():
+        listed.append({"system": name, "not_measured": None})
+        if not one:
+            left_out = f"params.yaml: speedups.batch_systems has no {name}"
+            listed[-1]["not_measured"] = failed.get(f"batch-{name}", left_out)
+            continue
+        found_rates = rates_of(one["repeats"])
+        known = len(found_rates) >= REPEATS_NEEDED
+        listed[-1] |= {
+            "tokens_per_second": statistics.median(found_rates),
+            "interval": interval(found_rates) if known else None,
+            "over_static": static and ratio(found_rates, rates_of(static["repeats"])),
+            "cpu_seconds_per_token": cpu_per_token(one["repeats"]),
+            "tokens": one["repeats"][0]["tokens"],
+            "computed_tokens": one["repeats"][0]["computed_tokens"],
+            "prompt_tokens": one["prompt_tokens"],
+            "output_tokens": one["output_tokens"],
+            "peak_mib": one["memory"]["process_peak_mib"],
+            "wall_seconds": one["wall_seconds"],
+            "image": one["made_by"]["image"],
+            "versions": one["made_by"]["versions"],
+        }
+    return listed

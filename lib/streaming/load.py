@@ -1,0 +1,42 @@
+"""
+What the studies streaming and multilora share: what they ask of stages/workers/stream_client.py, how a server's result begins, and
+what stands there of a server that is not measured.
+"""
+
+import shutil
+import signal
+import sys
+from dataclasses import asdict
+
+from lib.core.provenance import write_metrics
+from lib.core.stage import read_json, results
+from lib.text.templates import prompt_text
+
+
+def in_template(text):
+    """A prompt in the template that the adapters were trained with."""
+    data = read_json(results("dataset") / "metrics.json")
+    return prompt_text(data["template"], data["system_prompt"], text)
+
+
+def load(client, url, requests, concurrency=1, **words):
+    """One entry of what stages/workers/stream_client.py is asked; words: further ones that the client is made with."""
+    words = {"url": url, "model_dir": str(results("base_model") / "model"), "adapters": {}, **words}
+    return {"client": client, "words": words, "concurrency": concurrency, "requests": [asdict(one) for one in requests]}
+
+
+def begin(out):
+    """Empty a server's folder of results, results/<profile>/STUDY/SERVER, and let SIGTERM end the stage in order; gives
+    {server, base_model}, the first facts of its result."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through every `finally`, as with Ctrl-C
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "raw").mkdir(parents=True)
+    base = read_json(results("base_model") / "metrics.json")
+    return {"server": out.name, "base_model": {name: base[name] for name in ("name", "weights", "parameters")}}
+
+
+def write_not_measured(path, facts, reason):
+    """The result of a server that is not measured, with the reason; path: .../STUDY/SERVER/STUDY.json."""
+    nothing = {"engine": None, "engine_is_stand_in": False, "not_measured": reason}
+    write_metrics(path, {**facts, **nothing})
+    print(f"{path.stem}: {facts['server']} is not measured ({reason})")

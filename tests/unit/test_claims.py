@@ -1,0 +1,259 @@
+"""
+Verdicts on the ledger. The run `cpu` in fixtures/claims is real output of the embedded profile, shortened, with the
+points of its servers filled in; the run `h100` is made up: it has the writeup's conditions, so that claims apply to it.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lib.claims import judge
+from lib.claims.claims import load_ledger, read_claim
+from lib.claims.format import CONTRADICTED, VERDICTS
+from lib.claims.judge import settle
+from lib.claims.runs import lookup
+from lib.core.stage import UserError, load_yaml, read_json, write_json
+from stages import claims
+
+ROOT = Path(__file__).parents[2]
+RUNS = Path(__file__).parents[1] / "fixtures" / "claims"
+H100, CPU = {"h100": RUNS / "h100"}, {"this checkout": RUNS / "cpu"}
+WRITEUPS, CLAIMS = load_ledger(ROOT / "data" / "claims.yaml")
+BY_ID = {claim.id: claim for claim in CLAIMS}
+
+
+def judged(claim_id, runs):
+    return settle(BY_ID[claim_id], 0.1, runs)
+
+
+def a_claim(**fields):
+    entry = {
+        "id": "a-claim", "says": "x", "value": 1, "unit": "s", "writeup": "fixstars", "section": "x", "conditions": "x",
+        "requires": {}, "measure": None,
+    }  # fmt: skip
+    return read_claim(entry | fields, "claims.yaml: claim a-claim")
+
+
+def test_a_figure_within_its_tolerance_under_the_claims_conditions_is_reproduced():
+    claim = judged("lora-memory-high", H100)
+    assert (claim["verdict"], claim["run"], claim["measured"]) == ("reproduced", "h100", 16800.0)
+    assert claim["reason"] == "measured 16,800, published 17,000 MiB; ratio 0.9882, tolerance 0.1"
+
+
+def test_a_smaller_effect_of_the_same_sign_is_direction_only():
+    claim = judged("qlora-memory-change", H100)  # 11,000 of 16,800 MiB, published -55.8 %
+    assert claim["verdict"] == "direction only"
+    assert "measured -34.52, published -55.8 %" in claim["reason"]
+
+
+def test_an_effect_of_the_other_sign_is_not_reproduced():
+    measure = {
+        "expression": "b - a",
+        "a": {"file": "finetune/lora/metrics.json", "key": "wall_seconds"},
+        "b": {"file": "finetune/qlora/metrics.json", "key": "wall_seconds"},
+        "no_effect": 0,
+    }
+    assert settle(a_claim(value=-300, measure=measure), 0.1, H100)["verdict"] == "not reproduced"
+
+
+def test_a_figure_outside_its_tolerance_is_not_reproduced():
+    claim = judged("qlora-memory", H100)
+    assert claim["verdict"] == "not reproduced"
+    assert claim["reason"] == "measured 11,000, published 7,577 MiB; ratio 1.452, tolerance 0.1"
+
+
+def test_a_contradiction_in_the_source_wins_and_the_measured_value_is_still_shown():
+    claim = judged("qlora-time-change", H100)
+    assert claim["verdict"] == CONTRADICTED
+    assert claim["measured"] == pytest.approx(100 * (1500 / 1150 - 1))
+    assert "35 % longer" in claim["reason"] and "measured 30.43" in claim["reason"]
+
+
+def test_a_contradicted_claim_shows_no_figure_of_other_conditions():
+    claim = judged("qlora-time-change", CPU)
+    assert (claim["verdict"], claim["measured"], claim["outcomes"][0]["measured"]) == (CONTRADICTED, None, None)
+    assert "measured" not in claim["reason"]
+
+
+def test_a_run_on_another_machine_and_model_is_not_comparable_and_the_reason_says_what_is_lacking():
+    claim = judged("lora-wall", CPU)
+    assert claim["verdict"] == "not comparable"
+    assert "shape llama-2-7b (here SmolLM2-135M-Instruct)" in claim["reason"]
+    assert "gpu H100 (here none)" in claim["reason"] and "on SmolLM2-135M-Instruct" in claim["reason"]
+
+
+def test_a_missing_file_is_not_measured_and_the_reason_names_the_stage():
+    claim = settle(BY_ID["qlora-bytes-per-parameter"], 0.1, {"empty": RUNS / "empty"})
+    assert (claim["verdict"], claim["measured"]) == ("not measured", None)
+    assert claim["reason"] == "no vram/vram.json; `dvc repro vram` makes it"
+
+
+def test_the_reason_of_a_missing_study_names_the_studies_own_graph():
+    claim = settle(BY_ID["multi-at-once"], 0.1, {"empty": RUNS / "empty"})
+    assert claim["reason"].endswith("`dvc repro studies/dvc.yaml:multilora@vllm` makes it")
+    assert load_yaml(ROOT / "studies/dvc.yaml")["stages"].keys() <= set(judge.STUDIES)
+
+
+def test_a_missing_key_is_not_measured_and_never_a_zero():
+    measure = {"file": "bench/base/vllm/points.json", "key": "points[concurrency=64].ttft_ms_p50"}
+    claim = settle(a_claim(measure=measure), 0.1, CPU)
+    assert (claim["verdict"], claim["measured"]) == ("not measured", None)
+    assert "holds no points[concurrency=64].ttft_ms_p50" in claim["reason"]
+
+
+def test_the_reason_of_a_server_that_was_left_out_is_its_own():
+    measure = {"file": "bench/lora/triton/points.json", "key": "points[concurrency=1].ttft_ms_p50"}
+    assert settle(a_claim(measure=measure), 0.1, CPU)["reason"] == "bench.servers leaves triton out"
+
+
+def test_an_invalid_point_never_gives_a_verdict():
+    measure = {"file": "bench/base/vllm/points.json", "key": "points[concurrency=2].output_tokens_per_second"}
+    claim = settle(a_claim(value=99.0, measure=measure), 0.1, CPU)  # the very figure of the invalid point
+    assert (claim["verdict"], claim["measured"]) == ("not comparable", None)
+    assert "stopped early" in claim["reason"]
+
+
+@pytest.mark.parametrize("claim_id", [c.id for c in CLAIMS if c.measure and "triton" in json.dumps(c.measure)])
+def test_a_stand_in_never_answers_for_tensorrt_llm(claim_id):
+    claim = judged(claim_id, CPU)
+    assert claim["outcomes"][0]["verdict"] in ("not comparable", "not measured", CONTRADICTED)
+    if claim["outcomes"][0]["verdict"] == "not comparable":
+        assert "bench/base/triton/points.json is of a stand-in engine, Transformers 5.23.0" in claim["reason"]
+
+
+def test_a_stand_in_is_refused_even_where_nothing_is_required():
+    measure = {"file": "bench/base/triton/points.json", "key": "points[concurrency=1].output_tokens_per_second"}
+    assert settle(a_claim(value=37.2, measure=measure), 0.1, CPU)["verdict"] == "not comparable"
+
+
+def test_the_best_outcome_over_the_runs_is_the_verdict_and_its_run_is_named():
+    claim = judged("lora-trainable", CPU | H100)
+    assert (claim["verdict"], claim["run"]) == ("reproduced", "h100")
+    assert [one["verdict"] for one in claim["outcomes"]] == ["not comparable", "reproduced", "reproduced"]
+
+
+def test_of_runs_that_are_not_comparable_the_one_with_the_fewest_other_conditions_is_shown(tmp_path):
+    for name, gpus, answers in (("a-cpu", [], 3), ("b-gpu", [{"name": "NVIDIA H200"}], 3)):
+        write_json(tmp_path / name / "s.json", {"made_by": {"gpus": gpus}, "answers": answers, "speed": len(gpus)})
+    measure = {"file": "s.json", "key": "speed"}
+    claim = a_claim(value=9, measure=measure, requires={"gpu": "H200", "answers": 100})
+    found = settle(claim, 0.1, {name: tmp_path / name for name in ("a-cpu", "b-gpu")})
+    assert (found["run"], found["verdict"], found["measured"]) == ("b-gpu", "not comparable", 1)
+
+
+def test_a_conclusion_is_answered_by_a_comparison():
+    assert judged("triton-beats-vllm", H100)["verdict"] == "reproduced"
+    refuted = judged("stream-same-throughput", H100)
+    assert refuted["verdict"] == "not reproduced"
+    assert refuted["reason"] == "`two < 1.1 * one` does not hold: one 180, two 350.20"
+
+
+def test_arithmetic_needs_no_run_and_is_judged_up_to_rounding():
+    claim = judged("lora-trainable", {})
+    assert (claim["verdict"], claim["run"], claim["measured"]) == ("reproduced", "arithmetic", 9994240)
+    assert settle(a_claim(value=99, computed="10 * 10"), 0.1, {})["verdict"] == "not reproduced"
+
+
+def test_a_run_that_answers_is_named_before_arithmetic_that_gives_the_same():
+    assert judged("lora-trainable", H100)["run"] == "h100"
+
+
+def test_every_fine_tuning_arm_of_a_run_is_tried(tmp_path):
+    shutil.copytree(RUNS / "h100", tmp_path / "run")
+    shutil.move(tmp_path / "run" / "finetune" / "lora", tmp_path / "run" / "finetune" / "lora-published")
+    claim = judged("lora-wall", {"h100": tmp_path / "run"})
+    assert (claim["verdict"], claim["run"]) == ("reproduced", "h100 (published arm)")
+
+
+def test_a_result_file_that_is_cut_short_is_named(tmp_path):
+    shutil.copytree(RUNS / "h100", tmp_path / "run")
+    path = tmp_path / "run" / "vram" / "vram.json"
+    path.write_text(path.read_text()[:400])
+    with pytest.raises(UserError, match="vram/vram.json: not whole"):
+        judged("memory-rule", {"h100": tmp_path / "run"})
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"sayz": "x"}, "claim a-claim has no field 'sayz'; it has id, says,"),
+        ({"value": "12"}, "claim a-claim: value is '12'"),
+        ({"id": "A Claim"}, "want kebab-case"),
+        ({"measure": {"file": "a.json"}}, r"measure.figure is {'file': 'a.json'}, want {file, key}"),
+        ({"measure": {"expression": "1 + 1"}}, "measure reads no figure of a run"),
+        ({"computed": "__import__('os')"}, "neither arithmetic nor a figure"),
+        ({"computed": "1 +"}, "is not arithmetic"),
+        ({"computed": "1 < 2"}, "must be a comparison just where value is null"),
+    ],
+)
+def test_a_wrong_ledger_names_the_claim_and_the_field(fields, message):
+    with pytest.raises(UserError, match=message):
+        a_claim(**fields)
+
+
+def test_a_claim_that_stands_twice_is_refused(tmp_path):
+    text = (ROOT / "data" / "claims.yaml").read_text()
+    again = next(line for line in text.splitlines() if "id: memory-65b-weights" in line)
+    (tmp_path / "claims.yaml").write_text(text + again + "\n")
+    with pytest.raises(UserError, match="claim memory-65b-weights stands twice"):
+        load_ledger(tmp_path / "claims.yaml")
+
+
+# Figures that a reader of the writeups will look for, read off the texts by hand.
+KEY_FIGURES = {
+    "fixstars": [
+        130, 780, 650, 510, 12, 84, 60, 8, 14000, 9994240, 6748409856, 0.1481, 1400, 111, 15100, 17000, 1192.129,
+        1423.559, 7.7, 0.7, 6.9, 7577, 7.5, 1611.628, 1720.509, 14.316, 10, -55.8, 5, 21, 23, 28, 0.0154, 0.0169,
+        0.0119, 0.0125, 83, 211, 512, 167.38, 167.79, 159.31, 32.13, 74.48, 269.56, 14.00, 12.34, 17.17, 16.47, 14.78,
+        14.37, 6.09, 1398.62, 20.44, 1576.10, 5.83, 173.18, 217.57, 240, 338, 512.08, 171.29, 0.71, 38, 1364.90, 20.01,
+        1589.75, 5.97, 2745.78, 3134.24, 5.81, 173.70, 217.99, 172.09, 0.72, 1156.97, 813.81, 0.5, 256, 16, 2,
+        0.9, 210, 4, 0,
+    ],
+    "nvidia-trtllm": [2, 3, 7, 16, 1],
+    "five-methods": [
+        44.36, 43.60, 48.97, 65.59, 74.76, 102.69, 7984.71, 1.3, 2.97, 100, 2, 3, 10, 20, 4, 74, 102, 300, 319, 187,
+        1.83, 32.78, 2.87, 1.56,
+    ],
+    "nvidia-lora": [51200000, 400000, 10, 8, -1, 0, 28, 22],
+    "vllm-supercharge": [24, 2, 5, 1500000000, 5600000, 3, 1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("writeup", KEY_FIGURES)
+def test_every_key_figure_of_a_writeup_stands_in_the_ledger(writeup):
+    values = {claim.value for claim in CLAIMS if claim.writeup == writeup}
+    assert sorted(set(KEY_FIGURES[writeup]) - values) == []
+
+
+def test_both_tables_of_the_streaming_chapter_are_whole():
+    for concurrency in (1, 2):
+        rows = [claim for claim in CLAIMS if claim.id.startswith(f"stream-c{concurrency}-")]
+        assert len(rows) == 7 * 6 + 3  # seven metrics with six statistics, three with one figure
+
+
+def test_a_figure_that_a_run_answers_says_what_makes_it_comparable():
+    free = [c.id for c in CLAIMS if c.measure and not c.requires and c.value is not None]
+    files = {where["file"] for name in free for where in BY_ID[name].figures.values()}
+    assert files <= {"vram/vram.json"}  # a prediction belongs to no machine
+
+
+def test_the_stage_works_in_a_clone_without_any_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    shutil.copy(ROOT / "data" / "claims.yaml", tmp_path / "data")
+    (tmp_path / "params.yaml").write_text("profile: embedded\nclaims: {tolerance: 0.1}\n")
+    claims.main()
+    ledger = json.loads((tmp_path / "results/embedded/claims/claims.json").read_text())
+    assert ledger["runs"] == {}
+    assert sum(ledger["counts"].values()) == len(ledger["claims"]) == len(CLAIMS)
+    assert set(ledger["counts"]) == set(VERDICTS)
+    assert "0 not comparable" in capsys.readouterr().out
+
+
+def test_the_exact_proof_of_several_adapters_is_found_on_a_gpu_and_without_one():
+    for run in ("h200-walk-adapters", "embedded-2-cores"):
+        data = read_json(ROOT / "results/reference" / run / "multilora/vllm/multilora.json")
+        assert lookup(data, "proof.float32|batch-invariant.same_as_alone") == 6
+    assert lookup({"proof": {"served": {"requests": 6}}}, "proof.float32|batch-invariant.requests") is None

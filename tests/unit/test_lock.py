@@ -1,0 +1,125 @@
+"""tools/lock.py: locks and digests written, nothing known overwritten."""
+
+import hashlib
+
+import pytest
+
+from lib.core.stage import UserError
+from tools.lock import compile_command, main, recorded, resolve_command, with_digests, with_locks
+
+KNOWN = "a" * 64
+TEXT = f"""\
+set: &set
+  pytorch: docker://example.org/a:1@sha256:{KNOWN}
+  triton: docker://example.org/b:2@sha256:UNRESOLVED   # a comment
+  trtllm: docker://example.org/b:2@sha256:UNRESOLVED
+"""
+
+
+def resolver(**digests):
+    return lambda name, tag: digests.get(name[-1])
+
+
+def test_an_unresolved_image_is_resolved_wherever_it_stands_and_comments_stay():
+    digest = "sha256:" + "b" * 64
+    text, told = with_digests(TEXT, resolver(a=f"sha256:{KNOWN}", b=digest))
+    assert text == TEXT.replace("sha256:UNRESOLVED", digest)
+    assert told == ["example.org/a:1: unchanged", f"example.org/b:2: resolved to {digest}"]
+
+
+def test_a_tag_that_has_moved_is_told_and_the_known_image_stays():
+    moved = "sha256:" + "c" * 64
+    text, told = with_digests(TEXT, resolver(a=moved))
+    assert text == TEXT
+    assert told[0] == f"example.org/a:1: has moved to {moved}; sha256:{KNOWN} stays in use, change it by hand"
+
+
+def test_an_image_that_cannot_be_reached_stays_unresolved():
+    text, told = with_digests(TEXT, resolver())
+    assert text == TEXT and all(line.endswith("could not be reached, left as it is") for line in told)
+
+
+def test_where_no_registry_answers_locking_leaves_no_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "skopeo").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "skopeo").chmod(0o755)
+    (tmp_path / "containers").mkdir()
+    (tmp_path / "containers" / "images.yaml").write_text(TEXT)
+    main()
+    assert [path.name for path in (tmp_path / "containers").iterdir()] == ["images.yaml"]
+    assert "example.org/b:2: could not be reached, left as it is" in capsys.readouterr().out
+
+
+# As registries answer: an index with two machines and an attestation, and what an image for one machine has.
+INDEX = {
+    "manifests": [
+        {"digest": "sha256:amd", "platform": {"os": "linux", "architecture": "amd64"}},
+        {"digest": "sha256:arm", "platform": {"os": "linux", "architecture": "arm64"}},
+        {"digest": "sha256:att", "platform": {"os": "unknown", "architecture": "unknown"}},
+    ]
+}
+MANIFESTS = {
+    f"example.org/a@sha256:{KNOWN}": INDEX,
+    "example.org/a@sha256:amd": {"layers": [{"size": 9_000_000_000}, {"size": 500_000_000}]},
+    "example.org/a@sha256:arm": {"layers": [{"size": 8_000_000_000}]},
+}
+
+
+def test_an_image_is_recorded_once_with_date_architectures_and_packed_size():
+    first = recorded({}, TEXT, MANIFESTS.get, "2026-01-02")
+    assert first == {
+        "example.org/a:1": {"digest": f"sha256:{KNOWN}", "resolved": "2026-01-02", "gb": {"amd64": 9.5, "arm64": 8.0}}
+    }
+    assert recorded(first, TEXT, {}.get, "2026-03-04") == first  # nobody is asked again, and the date stays
+    other = TEXT.replace(KNOWN, "d" * 64)
+    one = recorded(first, other, {f"example.org/a@sha256:{'d' * 64}": {"layers": [{"size": 10**9}]}}.get, "2026-03-04")
+    assert one["example.org/a:1"] == {"digest": f"sha256:{'d' * 64}", "resolved": "2026-03-04", "gb": {"unknown": 1.0}}
+    assert recorded({}, TEXT, {}.get, "2026-03-04") == {}  # a registry that does not answer
+
+
+def test_an_environment_gets_the_hash_of_its_lock_and_a_stale_one_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lock = tmp_path / "containers" / "vllm-cuda" / "requirements.txt"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("vllm==1.0\n")
+    now = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    text = "# venv:NAME@LOCK\n  vllm: venv:vllm-cuda   # a\n  other: venv:vllm-cuda@0123456789ab   # b\n"
+    assert with_locks(text) == (
+        f"# venv:NAME@LOCK\n  vllm: venv:vllm-cuda@{now}   # a\n  other: venv:vllm-cuda@{now}   # b\n"
+    )
+    assert with_locks(with_locks(text)) == with_locks(text)
+    for digest in ("a" * 64, "UNRESOLVED"):
+        on_image = f"  a: docker://example.org/a:1@sha256:{digest}+vllm-cuda"
+        assert with_locks(f"{on_image}@0123456789ab   # b\n") == with_locks(f"{on_image}   # b\n")
+        assert with_locks(f"{on_image}\n") == f"{on_image}@{now}\n"
+
+
+def test_a_lock_holds_hashes_and_no_index_and_leaves_out_what_is_excluded(tmp_path):
+    folder = tmp_path / "vllm"
+    folder.mkdir()
+    options = "pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links"
+    assert " ".join(compile_command(folder)[1:]) == (
+        f"{options} --no-header {folder}/requirements.in -o {folder}/requirements.txt"
+    )
+    (folder / "image-python").write_text("3.12\n")
+    assert "--python-version 3.12" in " ".join(compile_command(folder))
+    (folder / "excludes.txt").write_text("torchvision\n")
+    assert f"--excludes {folder}/excludes.txt" in " ".join(compile_command(folder))
+
+
+def test_without_a_tool_for_registries_it_says_which_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="install skopeo, or docker with buildx"):
+        resolve_command("example.org/a", "1")
+
+
+def test_a_digest_is_asked_for_with_the_tool_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for program, words in (
+        ("docker", "docker buildx imagetools inspect --format {{.Manifest.Digest}} example.org/a:1"),
+        ("skopeo", "skopeo inspect --no-tags --format {{.Digest}} docker://example.org/a:1"),
+    ):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+        assert " ".join(resolve_command("example.org/a", "1")) == words

@@ -1,0 +1,160 @@
+"""README.md, README.ja.md and docs/: their generated tables, and every command and link that they hold."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPO
+from test_contracts import judge
+
+from lib.claims.format import VERDICTS
+from lib.core.stage import UserError, load_yaml, read_json
+from lib.report.overview import HEADLINES
+from stages import claims
+from tools import pages
+
+PAGES = [REPO / "README.md", REPO / "README.ja.md", *sorted((REPO / "docs").glob("*.md"))]
+ENTRIES = load_yaml(REPO / "data/discrepancies.yaml")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+# The tables.
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Every table as a fresh clone makes it: by the committed references alone."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "results").mkdir()
+    (folder / "data").symlink_to(REPO / "data")
+    (folder / "results/reference").symlink_to(REPO / "results/reference")
+    (folder / "params.yaml").write_text((REPO / "params.yaml").read_text())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        claims.main()
+        return pages.tables(read_json("results/embedded/claims/claims.json"))
+
+
+@each_page
+def test_a_page_shows_its_tables_as_make_report_writes_them(page, made):
+    text = page.read_text()
+    assert pages.filled(text, made, page) == text, "run: make report"
+
+
+def test_every_table_stands_on_a_page(made):
+    assert made.keys() == {name for page in PAGES for _, name, _ in pages.BLOCK.findall(page.read_text())}
+
+
+def test_every_claim_of_the_ledger_stands_on_its_writeups_page(made):
+    ledger = load_yaml(REPO / "data/claims.yaml")
+    for writeup in ledger["writeups"]:
+        mine = [claim for claim in ledger["claims"] if claim["writeup"] == writeup["id"]]
+        table = made[f"claims-{writeup['id']}"]
+        assert table.startswith(f"{len(mine)} claims: ") and table.count("\n| ") - 2 * table.count("\n| claim") == len(
+            mine
+        )
+
+
+def test_the_japanese_words_are_those_of_every_headline_and_verdict():
+    words = load_yaml(REPO / "data/ja.yaml")
+    assert words["claims"].keys() == set(HEADLINES) and words["verdicts"].keys() == set(VERDICTS)
+
+
+def test_a_page_shows_no_run_of_ones_own():
+    mine = {"run": "this checkout (short arm)", "verdict": "reproduced", "measured": 1, "reason": "mine"}
+    theirs = {"run": "h200", "verdict": "not reproduced", "measured": 2, "reason": "theirs"}
+    claim = {"measure": {}, "contradiction": None, **mine}
+    assert pages.public({**claim, "outcomes": [mine, theirs]})["reason"] == "theirs"
+    assert pages.public({**claim, "outcomes": [mine]})["verdict"] == "not measured"
+    contradicted = pages.public({**claim, "outcomes": [theirs], "contradiction": "5 is not 4"})
+    assert (contradicted["measured"], contradicted["reason"]) == (2, "5 is not 4")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("<!-- results:begin -->\n", "want the marks"),
+        ("<!-- results:end -->\n<!-- results:begin -->\n", "want the marks"),
+        ("<!-- a:begin -->\n<!-- b:end -->\n", "want the marks"),
+        ("<!-- nothing:begin -->\n<!-- nothing:end -->\n", "there is no table 'nothing'; there are results"),
+    ],
+)
+def test_marks_that_are_wrong_are_named_and_the_page_is_left_alone(text, says):
+    with pytest.raises(UserError, match=f"README.md: {says}"):
+        pages.filled(text, {"results": "| new |"}, "README.md")
+
+
+def test_a_table_is_written_between_its_marks_and_only_once():
+    text = "# Above\n<!-- results:begin -->\nstale\n<!-- results:end -->\nbelow\n"
+    once = pages.filled(text, {"results": "| new |"}, "README.md")
+    assert once == "# Above\n<!-- results:begin -->\n| new |\n<!-- results:end -->\nbelow\n"
+    assert pages.filled(once, {"results": "| new |"}, "README.md") == once
+
+
+# What the tables are made of.
+
+
+def test_every_discrepancy_is_handled_in_a_file_that_is_there_or_says_why_it_stays():
+    ids = [one["id"] for one in ENTRIES]
+    assert ids == [f"P{n}" for n in range(1, 23)] + [f"M{n}" for n in range(1, 19)]
+    for one in ENTRIES:
+        assert ("handled" in one) != ("as_published" in one), one["id"]
+        assert (REPO / one.get("handled", "README.md")).is_file(), one
+
+
+def test_every_remark_about_a_line_of_the_writeup_is_a_discrepancy_of_the_table():
+    written = yaml.safe_load((REPO / "tests/fixtures/writeup_commands.yaml").read_text())
+    assert {remark for line in written for remark in line.get("remarks", [])} - {one["id"] for one in ENTRIES} == set()
+
+
+NOW = [line for steps in load_yaml(REPO / "data/then_and_now.yaml").values() for one in steps
+       for line in one["now"].splitlines()]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", NOW, ids=lambda line: Path(line.split()[line.startswith("python3")]).name)
+def test_every_command_of_today_holds_by_the_contract_of_its_tool(line):
+    words = shlex.split(line)
+    name = Path(words[words[0] == "python3"]).stem
+    if name in ("docker", "git", "cp"):
+        return
+    if name == "curl":
+        assert json.loads(words[words.index("-d") + 1])["max_tokens"]
+        return
+    # P22: the launch script returns at once, which the table says. P5: nothing is calibrated without quantisation.
+    assert set(judge({"contract": name, "command": line})) <= {"P22", "P5"}
+
+
+# Commands and links.
+
+
+@each_page
+def test_what_a_page_names_is_there(page):
+    text = page.read_text()
+    targets = set(re.search(r"(?m)^\.PHONY: (.*)$", (REPO / "Makefile").read_text())[1].split())
+    assert set(re.findall(r"(?m)(?:`|^)make ([a-z][a-z-]*)", text)) - targets == set()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    assert links and [link for link in links if not (page.parent / link).exists()] == []
+
+
+def commands(page):
+    """The words of every dvc command of a page, in a block of code or inside a line."""
+    return [shlex.split(found) for found in re.findall(r"(?m)(?:`|^)containers/run venv:tools dvc ([^#`\n]+)", page)]
+
+
+def test_every_dvc_command_of_the_pages_is_one_and_names_stages_and_parameters_that_are_there():
+    from dvc.cli import parse_args
+
+    graph = load_yaml(REPO / "dvc.yaml")["stages"]
+    params = load_yaml(REPO / "params.yaml")
+    found = [words for page in PAGES for words in commands(page.read_text())]
+    assert len(found) >= 10
+    for words in found:
+        given = parse_args(words)
+        for target in getattr(given, "targets", None) or []:
+            assert target.partition("@")[0] in graph, words
+        for change in getattr(given, "set_param", None) or []:
+            section, _, key = change.partition("=")[0].partition(".")
+            assert key in params[section], words
