@@ -1,5 +1,5 @@
 # Names for people. What depends on what stands in dvc.yaml.
-.PHONY: help reproduce doctor profile report chat serve experiments bench streaming multilora rulers speedups quickstart-vllm quickstart-trtllm publish test check lock
+.PHONY: help reproduce doctor profile report chat serve experiments bench streaming multilora client-accuracy speedups quickstart-vllm quickstart-trtllm publish test check lock
 TOOLS = containers/run venv:tools
 
 help:       ## this list
@@ -27,8 +27,8 @@ streaming:  ## 2 minutes: the writeup's streaming prompts to every server, and w
 	@$(TOOLS) dvc repro studies/dvc.yaml:streaming
 multilora:  ## 5 to 8 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
 	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
-rulers:     ## 14 min, no GPU: how well the load clients measure, and what the sweep costs beside its client
-	@$(TOOLS) dvc repro studies/dvc.yaml:rulers studies/dvc.yaml:harness
+client-accuracy: ## 10 min, no GPU: how accurately the load clients measure, against a server of known timing
+	@$(TOOLS) dvc repro studies/dvc.yaml:client_accuracy
 speedups:   ## 6 min, no GPU: five ways to speed up a local model, Transformers against vLLM, and what a KV cache takes
 	@$(TOOLS) dvc repro studies/dvc.yaml:speedups studies/dvc.yaml:kv_cache
 quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, the OpenAI server

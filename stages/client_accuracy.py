@@ -7,8 +7,8 @@ base model: what the three say of the same server. Each part in the order A B C 
 does so for all of them, and two runs of one client show how far apart runs are that differ in nothing.
 
 in:   results/<profile>/machine/machine.json, results/<profile>/base_model
-out:  results/<profile>/rulers/rulers.json    every run, and whose ITL is whose (CONVERSION)
-      results/<profile>/rulers/raw, *.log     the clients' own files and output, and what the mock wrote down
+out:  results/<profile>/client_accuracy/client_accuracy.json    every run, and whose ITL is whose (CONVERSION)
+      results/<profile>/client_accuracy/raw, *.log     the clients' own files and output, and what the mock wrote down
 """
 
 import json
@@ -54,7 +54,7 @@ SOURCES = {
 
 
 @dataclass
-class Rulers:
+class ClientAccuracy:
     timings: list
     input_tokens: int
     output_tokens: int
@@ -70,14 +70,14 @@ class Rulers:
         for one in self.timings:
             numbers = type(one) is list and len(one) == 3 and all(type(part) in (int, float) for part in one)
             if not numbers or min(one) < 0 or type(one[2]) is not int or one[2] < 1:
-                raise UserError(f"params.yaml: rulers.timings has {one}; want [TTFT in ms, ITL in ms, concurrency]")
+                raise UserError(f"params.yaml: client_accuracy.timings has {one}; want [TTFT in ms, ITL in ms, concurrency]")
         if any(type(one) is not int or one < 1 for one in self.server_concurrency):
             raise UserError(
-                f"params.yaml: rulers.server_concurrency is {self.server_concurrency}; use whole numbers from 1"
+                f"params.yaml: client_accuracy.server_concurrency is {self.server_concurrency}; use whole numbers from 1"
             )
         for name, least in (("input_tokens", 1), ("output_tokens", 2), ("requests_per_stream", 1)):
             if getattr(self, name) < least:
-                raise UserError(f"params.yaml: rulers.{name} is {getattr(self, name)}; use {least} or more")
+                raise UserError(f"params.yaml: client_accuracy.{name} is {getattr(self, name)}; use {least} or more")
 
     def load(self, model, concurrency, out, run_name):
         """What a client is to do at that concurrency; its own files go to raw/RUN_NAME."""
@@ -107,7 +107,7 @@ def make_prompts(p, images, out):
     count = largest * p.requests_per_stream + p.warmup_requests
     words = [results("base_model") / "model", p.input_tokens, count, p.seed, out / "prompts.jsonl"]
     command = ["containers/run", images["client"], "python3", "stages/workers/prompts.py", *map(str, words)]
-    run_client("prompts.py", command, out / "prompts.log", None, p.run_seconds, "rulers.run_seconds")
+    run_client("prompts.py", command, out / "prompts.log", None, p.run_seconds, "client_accuracy.run_seconds")
 
 
 def version(name, images):
@@ -135,7 +135,7 @@ def drive(p, name, load, images, server_process):
     client, log = CLIENTS[name], load.folder.parent.parent / f"{load.folder.name}.log"
     command = ["containers/run", images[client.image], *client.command(load)]
     busy, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    run_client(name, command, log, server_process, p.run_seconds, "rulers.run_seconds")
+    run_client(name, command, log, server_process, p.run_seconds, "client_accuracy.run_seconds")
     wall, used = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = used.ru_utime + used.ru_stime - busy.ru_utime - busy.ru_stime
     inside = images[client.image].startswith("docker:")
@@ -146,7 +146,7 @@ def against_the_mock(p, images, out):
     """Every client at every timing, twice: what it said, what was so, and what it cost."""
     mock, runs = Mock(results("base_model") / "model", out / "prompts.jsonl"), []
     command = ["containers/run", images["client"], *mock.command()]
-    with serving(mock, command, out / "mock.log", p.ready_seconds, "rulers.ready_seconds") as (process, _):
+    with serving(mock, command, out / "mock.log", p.ready_seconds, "client_accuracy.ready_seconds") as (process, _):
         for ttft, itl, concurrency in p.timings:
             for name, turn in order():
                 load = p.load(MODEL, concurrency, out, run_name("mock", f"{ttft}-{itl}-{concurrency}", name, turn))
@@ -167,7 +167,7 @@ def against_vllm(p, images, out):
     """Every client on the same vLLM, twice: what it said, and what the server counted meanwhile."""
     server, runs = Vllm("base"), []
     command = ["containers/run", images["vllm"], *server.command(p.server_options)]
-    with serving(server, command, out / "vllm.log", p.ready_seconds, "rulers.ready_seconds") as (process, _):
+    with serving(server, command, out / "vllm.log", p.ready_seconds, "client_accuracy.ready_seconds") as (process, _):
         engine, _ = server.engine()
         for concurrency in p.server_concurrency:
             for name, turn in order():
@@ -202,10 +202,10 @@ def main():
     if len(sys.argv) != 4:
         raise UserError("usage: python -m stages.client_accuracy CLIENT_IMAGE VLLM_IMAGE AIPERF_IMAGE")
     images = dict(zip(("client", "vllm", "aiperf"), sys.argv[1:], strict=True))
-    p = read_params(Rulers)
+    p = read_params(ClientAccuracy)
     base = read_json(results("base_model") / "metrics.json")
     machine = read_json(results("machine") / "machine.json")
-    out = results("rulers")
+    out = results("client_accuracy")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
 
@@ -215,7 +215,7 @@ def main():
     mock = against_the_mock(p, images, out)
     engine, server = against_vllm(p, images, out)
     write_metrics(
-        out / "rulers.json",
+        out / "client_accuracy.json",
         {
             "begun": begun,
             "ended": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -234,7 +234,7 @@ def main():
             "server": server,
         },
     )
-    print(f"rulers: {out / 'rulers.json'}")
+    print(f"client_accuracy: {out / 'client_accuracy.json'}")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,7 @@ def blocks_of(ledger):
         *streaming_and_adapters.multilora(ledger),
         *speedups.speedups(ledger, claims),
         *kv_cache.kv_cache(ledger),
-        *client_accuracy.rulers(ledger),
-        *client_accuracy.harness(ledger),
+        *client_accuracy.client_accuracy(ledger),
         *whole_ledger(ledger),
         *how_to(ledger),
     ]

@@ -242,7 +242,7 @@ def own_network():
 
 OWN_NETWORK = own_network()
 # Their servers listen on Triton's and vLLM's own ports, 8000 to 8002: one worker runs them, one after the other.
-LISTENING = {"test_bench", "test_harness", "test_multilora", "test_quickstart", "test_client_accuracy", "test_servers",
+LISTENING = {"test_bench", "test_multilora", "test_quickstart", "test_client_accuracy", "test_servers",
              "test_serving", "test_streaming", "test_writeup_images"}  # fmt: skip
 LISTENING |= set() if OWN_NETWORK else {"test_reproduce"}
 

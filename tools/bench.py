@@ -9,11 +9,11 @@ import os
 import subprocess
 import sys
 
+from lib.analysis.summary import gpus as gpus_of
 from lib.bench.experiments import ASKED_FOR, Bench, check_lengths, unfinished, with_experiment
 from lib.core.provenance import gpus
 from lib.core.stage import UserError, read_params, results, run
 from lib.serving.servers import OURS
-from lib.serving.servers import gpus as gpus_of
 
 
 def repro(name, *options):

@@ -8,7 +8,6 @@ from lib.analysis.roofline import BITS, KV_BYTES, closed_loop, decode_step, rate
 from lib.bench.metrics import RATE, value
 from lib.core.stage import read_json
 from lib.model.shapes import read_shape
-from lib.serving.servers import gpus, guesses
 
 CARD, SHAPE, LENGTHS = "NVIDIA H100", "llama-2-7b", (512, 256)
 
@@ -75,3 +74,17 @@ def same_answers(reference, data):
     formats = ("weights_format", "kv_format")
     random = data["base_model"]["weights"] == "random"
     return all(reference[name] == data[name] for name in formats) and not (guesses(data) and random)
+
+
+def guesses(data):
+    """Whether a server decodes speculatively."""
+    return any("--speculative" in word for word in data["server_command"] or [])
+
+
+def gpus(command):
+    """The GPUs that share the model, out of the words that started the server."""
+    for word in command or []:
+        name, _, number = word.partition("=")
+        if name in ("--tensor-parallel-size", "--tp_size"):
+            return int(number)
+    return 1

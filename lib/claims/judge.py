@@ -8,7 +8,7 @@ from lib.claims.format import CONTRADICTED, VERDICTS, published, show
 from lib.claims.runs import arms, facts_of, lookup, many, optional, run_facts
 
 # The stages of studies/dvc.yaml.
-STUDIES = ("streaming", "multilora", "rulers", "harness", "speedups", "kv_cache")
+STUDIES = ("streaming", "multilora", "client_accuracy", "speedups", "kv_cache")
 
 # Arithmetic on published figures must agree up to their rounding.
 ARITHMETIC_TOLERANCE = 0.005

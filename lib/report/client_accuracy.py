@@ -1,6 +1,6 @@
 """
 The report's section on the load clients, as blocks (lib/report/page.py): how far each is off, what it costs, what three say
-of the same server, and whose ITL is whose (stage rulers); what the benchmark costs beside its client (stage harness).
+of the same server, and how each client defines ITL (stage client_accuracy).
 """
 
 from pathlib import Path
@@ -28,16 +28,16 @@ SAID = (
 )
 
 
-def rulers(ledger):
+def client_accuracy(ledger):
     """Blocks of every run that has held the clients against the mock."""
     found = [
         (name, data)
         for name, facts in ledger["runs"].items()
-        if (data := optional(Path(facts["folder"]) / "rulers/rulers.json"))
+        if (data := optional(Path(facts["folder"]) / "client_accuracy/client_accuracy.json"))
     ]
     yield ("heading", 2, "The load clients")
     if not found:
-        yield not_measured("make rulers")
+        yield not_measured("make client-accuracy")
         return
     for name, data in found:
         yield ("heading", 3, f"The load clients: {name}")
@@ -45,50 +45,6 @@ def rulers(ledger):
         yield from costs(data)
         yield from same_server(data)
     yield from conversion(found[-1][1])
-
-
-def harness(ledger):
-    """Blocks of every run that has measured what the benchmark's own machinery costs."""
-    for name, facts in ledger["runs"].items():
-        if not (data := optional(Path(facts["folder"]) / "harness/harness.json")):
-            continue
-        load, line = data["load"], data["line"]
-        yield ("heading", 3, f"What the benchmark costs beside its client: {name}")
-        sweeps = ", ".join(f"{row['seconds']:.1f} s for {row['points']}" for row in data["sweeps"])
-        yield (
-            "text",
-            f"Against the server of known timing, {load['concurrency']} at once, {load['requests']} requests of "
-            f"{load['input_tokens']} tokens in and {load['output_tokens']} out. A sweep took {sweeps} points: "
-            f"{line['start_seconds']:.1f} s once and {line['point_seconds']:.1f} s a point, from which no sweep is off "
-            f"by more than {line['off_by_percent']:.1f} %.",
-        )
-        rows = []
-        for number, found in data["sweep_divided_by_bare_client"].items():
-            span = "—" if found["low"] is None else f"{found['low']:.4f} to {found['high']:.4f}"
-            rows.append([number.replace("_", " "), f"{found['ratio']:.4f}", span, overhead(number, found)])
-        own = mean(row["own_cpu_seconds"] / row["seconds"] for row in data["runs"] if row["by"] == "sweep")
-        added = data["sleeping_client"]["added_seconds"]
-        yield (
-            "text",
-            f"To a client that only sleeps the sweep adds {added:.2f} s, {added / line['point_seconds']:.1%} of such a "
-            "point. genai-perf's own start differs by more from run to run: the ratio of seconds below is rougher.",
-        )
-        yield (
-            "text",
-            f"The same point by the bare client and under the sweep's gauges, in the order A B B A, "
-            f"{len(data['runs']) // 2} runs each; the sweep itself used {own:.1%} of a core.",
-        )
-        yield ("table", ["sweep / bare client", "ratio", "95 % interval", "less than 2 % apart?"], rows)
-
-
-def overhead(number, found):
-    """Whether the interval of a ratio lies within 2 % of 1; for seconds only more counts."""
-    if found["low"] is None:
-        return "no verdict: fewer than 3 repeats"
-    low = 0.0 if number == "seconds" else 0.98
-    if low < found["low"] and found["high"] < 1.02:
-        return "yes"
-    return "no" if found["low"] > 1.02 or found["high"] < low else "cannot be told"
 
 
 def groups(runs, *keys):

@@ -5,7 +5,7 @@ whether a load is what was asked for (its certificate).
 """
 
 from lib.analysis.compare import compared, noise
-from lib.analysis.summary import experiments, load_of, same_answers, share
+from lib.analysis.summary import experiments, guesses, load_of, same_answers, share
 from lib.bench.metrics import RATE
 from lib.claims.runs import optional
 from lib.model.shapes import experts
@@ -13,7 +13,6 @@ from lib.report.ablation import walk
 from lib.report.published_serving import published
 from lib.report.result_files import folders, not_measured
 from lib.report.serving_points import NUMBERS, all_series, drawings, points_table
-from lib.serving.servers import guesses
 
 
 def serving(ledger, claims):

@@ -257,17 +257,3 @@ def sums(text, names):
         if values := [float(value) for sample, value in samples if sample.split("{")[0] == metric]:
             found[name] = sum(values)
     return found
-
-
-def guesses(data):
-    """Whether a server decodes speculatively."""
-    return any("--speculative" in word for word in data["server_command"] or [])
-
-
-def gpus(command):
-    """The GPUs that share the model, out of the words that started the server."""
-    for word in command or []:
-        name, _, number = word.partition("=")
-        if name in ("--tensor-parallel-size", "--tp_size"):
-            return int(number)
-    return 1

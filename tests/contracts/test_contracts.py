@@ -15,7 +15,7 @@ from lib.bench.experiments import Bench, Point, with_experiment
 from lib.core.stage import load_yaml, read_params, results, write_json
 from lib.serving.clients import CLIENTS, Load, client_command
 from lib.serving.servers import OURS, SERVERS, Vllm
-from stages.client_accuracy import Rulers
+from stages.client_accuracy import ClientAccuracy
 from stages.multilora import Multilora, with_lora
 
 WRITTEN = yaml.safe_load((REPO / "tests/fixtures/writeup_commands.yaml").read_text())
@@ -131,7 +131,7 @@ PROFILES = ("weightless", "writeup")  # those whose vLLM is 0.11.0; the other ru
 
 @pytest.fixture(params=PROFILES)
 def parameters(request, tmp_path, monkeypatch):
-    """Bench, Multilora and Rulers of a profile, in a folder with two adapters and what every server is served from."""
+    """Bench, Multilora and ClientAccuracy of a profile, in a folder with two adapters and what every server is served from."""
     params = load_yaml(REPO / "params.yaml")
     for section, keys in load_yaml(REPO / f"profiles/{request.param}.yaml").items():
         params[section] |= keys
@@ -146,7 +146,7 @@ def parameters(request, tmp_path, monkeypatch):
            for stage in ("repository", "trtllm_serve") for model in ("base", "lora")},
     }.items():  # fmt: skip
         write_json(results(name), data)
-    read = [read_params(section) for section in (Bench, Multilora, Rulers)]
+    read = [read_params(section) for section in (Bench, Multilora, ClientAccuracy)]
     Path("params.yaml").write_text(f"profile: {request.param}\n")  # which is read again for every path
     return read
 

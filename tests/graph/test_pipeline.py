@@ -74,7 +74,7 @@ def imports(file):
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    files = {f"{name.replace('.', '/')}.py" for name in names if name.split(".")[0] in ("stages", "tools")}
+    files = {f"{name.replace('.', '/')}.py" for name in names if name.split(".")[0] in ("stages", "lib", "tools")}
     return {one for one in files if (REPO / one).is_file()}
 
 
@@ -160,25 +160,74 @@ def test_every_stage_runs_its_own_file_in_a_named_environment(graphs):
 
 
 def test_every_stage_has_a_test_file():
-    assert [name for name in stage_names() if not (REPO / "tests" / f"test_{name}.py").is_file()] == []
+    tested = {path.stem for path in (REPO / "tests").glob("*/test_*.py")}
+    assert [name for name in stage_names() if f"test_{name}" not in tested] == []
 
 
-def test_every_file_in_stages_serves_a_stage(graphs):
-    used = set().union(*(closure(stage["file"]) for stage in graphs[0]["embedded"] if (REPO / stage["file"]).exists()))
-    listed = {name for name in tracked_files() if re.fullmatch(r"stages/\w+\.py", name)} - {"stages/__init__.py"}
-    assert listed - used == set()
-    assert (REPO / "stages" / "__init__.py").read_text() == ""  # else every stage would have to depend on it
+def code_files(pattern):
+    return {name for name in tracked_files() if re.fullmatch(pattern, name) and not name.endswith("__init__.py")}
 
 
-def test_a_stage_depends_on_all_code_that_it_imports(graph):
+def test_stages_holds_the_stages_and_nothing_else():
+    assert code_files(r"stages/\w+\.py") == {f"stages/{name}.py" for name in stage_names()}
+
+
+def test_every_module_serves_a_stage_a_worker_or_a_tool():
+    started = code_files(r"(stages|stages/workers|tools)/\w+\.py")
+    assert code_files(r"lib/.*\.py") - set().union(*map(closure, started)) == set()
+
+
+def test_package_files_are_empty():
+    assert [name for name in tracked_files() if name.endswith("__init__.py") and text(name)] == []
+
+
+def layer(file):
+    """Arrows go from a higher layer to the same or a lower one; a stage and a worker import no stage."""
+    return ["lib/core/", "lib/", "stages/workers/", "stages/", "tools/"].index(
+        next(start for start in ("lib/core/", "lib/", "stages/workers/", "stages/", "tools/") if file.startswith(start))
+    )
+
+
+def test_imports_go_down_the_layers():
+    wrong = []
+    for file in code_files(r"(lib|stages|tools)/.*\.py"):
+        for other in imports(file):
+            is_stage = re.fullmatch(r"stages/\w+\.py", other) and not file.startswith("tools/")
+            draws = other.startswith("lib/report/") and not file.startswith(("lib/report/", "stages/report.py", "tools/"))
+            if layer(other) > layer(file) or is_stage or draws:
+                wrong.append(f"{file} imports {other}")
+    assert wrong == []
+
+
+def test_no_module_imports_itself_through_others():
+    for file in code_files(r"(lib|stages|tools)/.*\.py"):
+        assert file not in set().union(*map(closure, imports(file))), file
+
+
+def covers(dep, file):
+    return file == dep or file.startswith(f"{dep}/")
+
+
+def workers(stage):
+    """The worker programs that a stage depends on: it starts them in another environment."""
+    return [dep for dep in stage["deps"] if dep.startswith("stages/workers/")]
+
+
+def test_a_stage_depends_on_all_code_that_it_runs(graph):
     for stage in graph:
-        assert closure(stage["file"]) - set(stage["deps"]) == set(), stage["name"]
+        code = set().union(*map(closure, [stage["file"], *workers(stage)]))
+        missing = [file for file in code if not any(covers(dep, file) for dep in stage["deps"])]
+        assert missing == [], stage["name"]
 
 
-def test_a_stage_depends_on_no_code_that_it_does_not_import(graph):
+def test_a_stage_depends_on_no_code_that_it_does_not_run(graph):
     for stage in graph:
-        code = {dep for dep in stage["deps"] if re.fullmatch(r"(stages|tools)/\w+\.py", dep)}
-        assert code - closure(stage["file"]) == set(), stage["name"]
+        code = set().union(*map(closure, [stage["file"], *workers(stage)]))
+        deps = [dep for dep in stage["deps"] if dep.startswith(("lib", "stages"))]
+        assert [dep for dep in deps if not any(covers(dep, file) for file in code)] == [], stage["name"]
+        texts = "".join(text(file) for file in code)
+        for worker in workers(stage):
+            assert worker in texts or worker[:-3].replace("/", ".") in texts, f"{stage['name']} never starts {worker}"
 
 
 def test_a_stage_declares_exactly_the_sections_that_it_reads(graph):
@@ -199,7 +248,7 @@ def test_an_experiment_depends_on_every_key_of_bench_and_on_its_own_definition_a
 
 # servers.py says of every server what it reads; these stages start a part of them only.
 NOT_STARTED = {
-    "rulers": ("repository", "trtllm_serve", "finetune", "data/shapes"),
+    "client_accuracy": ("repository", "trtllm_serve", "finetune", "data/shapes"),
     "harness": ("repository", "trtllm_serve", "finetune", "data/shapes"),
     "speedups": ("repository", "trtllm_serve", "finetune"),
     "streaming": ("trtllm_serve", "finetune", "data/shapes"),
@@ -262,14 +311,14 @@ def test_no_result_is_in_git_and_made_by_a_stage_too(graph):
 
 
 def test_every_section_is_read_by_a_stage_or_a_tool():
-    files = [name for name in tracked_files() if re.fullmatch(r"(stages|tools)/\w+\.py", name)]
+    files = [name for name in tracked_files() if re.fullmatch(r"(lib|stages|tools)/.*\.py", name)]
     read = {key for file in files for key in [*sections_read(file), *keys_read(file)]}
     assert set(load_yaml(REPO / "params.yaml")) - read == set()
     assert read - set(load_yaml(REPO / "params.yaml")) == set()
 
 
 def test_every_section_has_exactly_the_keys_of_its_class_in_every_profile(graphs, tmp_path):
-    files = [name for name in tracked_files() if re.fullmatch(r"(stages|tools)/\w+\.py", name)]
+    files = [name for name in tracked_files() if re.fullmatch(r"(lib|stages|tools)/.*\.py", name)]
     for profile, params in graphs[1].items():
         path = tmp_path / f"{profile}.yaml"
         path.write_text(yaml.safe_dump(params))
@@ -280,7 +329,7 @@ def test_every_section_has_exactly_the_keys_of_its_class_in_every_profile(graphs
 
 
 def test_no_parameter_has_a_default_in_code():
-    for file in [name for name in tracked_files() if re.fullmatch(r"(stages|tools)/\w+\.py", name)]:
+    for file in [name for name in tracked_files() if re.fullmatch(r"(lib|stages|tools)/.*\.py", name)]:
         for name in sections_read(file).values():
             cls = getattr(importlib.import_module(file[:-3].replace("/", ".")), name)
             for field in dataclasses.fields(cls):
@@ -289,7 +338,7 @@ def test_no_parameter_has_a_default_in_code():
 
 def test_a_class_of_one_section_has_the_same_fields_everywhere():
     fields = {}
-    for file in [name for name in tracked_files() if re.fullmatch(r"(stages|tools)/\w+\.py", name)]:
+    for file in [name for name in tracked_files() if re.fullmatch(r"(lib|stages|tools)/.*\.py", name)]:
         for section, name in sections_read(file).items():
             cls = getattr(importlib.import_module(file[:-3].replace("/", ".")), name)
             fields.setdefault(section, set()).add(tuple((field.name, field.type) for field in dataclasses.fields(cls)))
@@ -359,7 +408,7 @@ def test_the_profile_without_a_gpu_needs_no_docker():
 
 def test_images_are_named_in_images_yaml_only():
     host = re.compile(r"(?:nvcr\.io|docker\.io|ghcr\.io|quay\.io)/\w|@sha256:[0-9a-f]{12}")
-    code = [name for name in tracked_files() if re.match(r"(stages|tools|containers|profiles)/|[^/]+$", name)]
+    code = [name for name in tracked_files() if re.match(r"(lib|stages|tools|containers|profiles)/|[^/]+$", name)]
     code = [name for name in code if not name.endswith(".md") and not re.fullmatch(r"containers/images\.\w+", name)]
     assert [name for name in code if host.search(text(name))] == []
 

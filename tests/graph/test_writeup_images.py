@@ -75,7 +75,7 @@ def leave_out(tree):
     shutil.rmtree(tree / "results/reference")
     (tree / "results/reference").mkdir()
     params = load_yaml(tree / "params.yaml")
-    params = {name: values for name, values in params.items() if name not in ("rulers", "streaming", "multilora")}
+    params = {name: values for name, values in params.items() if name not in ("client_accuracy", "streaming", "multilora")}
     bench = params["bench"]
     bench |= {"experiments": ["base", "lora"], "concurrency": [1], "repeats": 1}
     params["vram"]["shapes"], params["finetune"]["arms"], params["engine"]["arms"] = ["llama-2-7b"], {}, {}

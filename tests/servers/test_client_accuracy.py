@@ -19,7 +19,7 @@ from lib.report import client_accuracy
 from lib.report.page import to_html, to_markdown
 from lib.serving.clients import CLIENTS, warm_up
 from lib.serving.process import is_ready
-from stages.client_accuracy import Rulers, make_prompts, order
+from stages.client_accuracy import ClientAccuracy, make_prompts, order
 
 # A vocabulary of words: every word of a prompt is one token, and a BOS stands before it, as Llama's does.
 WORDS = {
@@ -237,23 +237,23 @@ PARAMS = {
 
 
 def test_a_client_that_takes_too_long_names_this_stages_setting(tmp_path):
-    with pytest.raises(UserError, match=r"^prompts\.py took longer than 0 s \(rulers\.run_seconds\); its output: "):
-        make_prompts(Rulers(**PARAMS | {"run_seconds": 0}), {"client": "host:"}, tmp_path)
+    with pytest.raises(UserError, match=r"^prompts\.py took longer than 0 s \(client_accuracy\.run_seconds\); its output: "):
+        make_prompts(ClientAccuracy(**PARAMS | {"run_seconds": 0}), {"client": "host:"}, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("timings", [[20, 5]], r"rulers.timings has \[20, 5\]; want \[TTFT in ms, ITL in ms, concurrency\]"),
-        ("timings", [[20, 5, 0.5]], r"rulers.timings has \[20, 5, 0.5\]"),
-        ("timings", [["20", 5, 1]], r"rulers.timings has \['20', 5, 1\]"),
-        ("server_concurrency", [0], r"rulers.server_concurrency is \[0\]"),
-        ("output_tokens", 1, "rulers.output_tokens is 1; use 2 or more"),
+        ("timings", [[20, 5]], r"client_accuracy.timings has \[20, 5\]; want \[TTFT in ms, ITL in ms, concurrency\]"),
+        ("timings", [[20, 5, 0.5]], r"client_accuracy.timings has \[20, 5, 0.5\]"),
+        ("timings", [["20", 5, 1]], r"client_accuracy.timings has \['20', 5, 1\]"),
+        ("server_concurrency", [0], r"client_accuracy.server_concurrency is \[0\]"),
+        ("output_tokens", 1, "client_accuracy.output_tokens is 1; use 2 or more"),
     ],
 )
 def test_a_wrong_parameter_is_named(key, value, message):
     with pytest.raises(UserError, match=message):
-        Rulers(**PARAMS | {key: value})
+        ClientAccuracy(**PARAMS | {key: value})
 
 
 # The report.
@@ -263,7 +263,7 @@ REFERENCE = REPO / "results" / "reference" / "embedded-2-cores"
 
 
 def blocks_of(folder):
-    return list(client_accuracy.rulers({"runs": {"mine": {"folder": str(folder)}}}))
+    return list(client_accuracy.client_accuracy({"runs": {"mine": {"folder": str(folder)}}}))
 
 
 def test_the_report_shows_every_client_and_which_name_stands_for_what():
@@ -272,7 +272,7 @@ def test_the_report_shows_every_client_and_which_name_stands_for_what():
     assert {row[2] for row in errors} == {row[0] for row in costs} == {row[1] for row in server} == set(CLIENTS)
     (tpot,) = (row for row in names if row[0] == "`tpot_ms`")
     assert tpot[2:] == ["Inter Token Latency", "TPOT", "Inter Token Latency"]
-    data = json.loads((REFERENCE / "rulers/rulers.json").read_text())
+    data = json.loads((REFERENCE / "client_accuracy/client_accuracy.json").read_text())
     both = [one["error"]["ttft_ms_avg"] for one in data["mock"] if one["client"] == "AIPerf"][:2]
     (row,) = (row for row in errors if row[1:3] == [errors[0][1], "AIPerf"])
     assert row[3] == f"{sum(both) / 2:+.2f}"
@@ -280,15 +280,15 @@ def test_the_report_shows_every_client_and_which_name_stands_for_what():
 
 
 def test_an_invalid_run_is_named_and_left_out_of_the_report(tmp_path):
-    data = json.loads((REFERENCE / "rulers/rulers.json").read_text())
+    data = json.loads((REFERENCE / "client_accuracy/client_accuracy.json").read_text())
     first = data["mock"][0]
     first |= {"valid": False, "invalid_reasons": ["7 requests arrived, 8 were asked for"]}
-    (tmp_path / "rulers").mkdir()
-    (tmp_path / "rulers/rulers.json").write_text(json.dumps(data))
+    (tmp_path / "client_accuracy").mkdir()
+    (tmp_path / "client_accuracy/client_accuracy.json").write_text(json.dumps(data))
     texts = [block[1] for block in blocks_of(tmp_path) if block[0] == "text"]
     which = f"{first['client']}, concurrency {first['concurrency']}, run 1"
     assert f"Invalid, 7 requests arrived, 8 were asked for: {which}." in texts
 
 
 def test_without_a_run_the_report_names_the_command(tmp_path):
-    assert blocks_of(tmp_path)[1] == ("text", "Not measured yet. `make rulers` measures it.")
+    assert blocks_of(tmp_path)[1] == ("text", "Not measured yet. `make client-accuracy` measures it.")

@@ -182,7 +182,7 @@ def test_a_driver_that_does_not_answer_means_no_gpu(tmp_path, monkeypatch):
 
 
 def test_a_number_carries_image_lock_commit_and_versions(tree):
-    code = "from lib.core.stage import write_metrics; write_metrics('m.json', {'loss': None})"
+    code = "from lib.core.provenance import write_metrics; write_metrics('m.json', {'loss': None})"
     done = run_in(tree, "containers/run", "venv:tools", "python", "-c", code)
     assert done.returncode == 0, done.stderr
     written = read_json(tree / "m.json")
