@@ -2,14 +2,13 @@
 
 import json
 import re
-import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import REPO
-from contracts import FOLDER, BrokenContract, Contract
+from contracts import FOLDER, BrokenContract, Contract, judge
 
 from lib.bench.experiments import Bench, Point, with_experiment
 from lib.core.stage import load_yaml, read_params, results, write_json
@@ -27,19 +26,6 @@ cuda_graph_config:
 moe_config:
   backend: TRITON
 """
-
-
-def judge(entry):
-    """The ids of the remarks about a written line; BrokenContract where it does not hold."""
-    contract = Contract(entry["contract"])
-    words = shlex.split(entry["command"].replace("\\\n", ""))  # as the shell joins lines
-    # `python` is python3 in these images, and the writeups call the scripts from other folders than the image's own.
-    if words[0] == "python":
-        words[0] = "python3"
-    given, remarks = contract.parse(words)
-    if entry["contract"] == "fill_template":
-        remarks += contract.fill(Path(given["file_path"]).parent.name, given["substitutions"])[1]
-    return [one for one, _ in remarks]
 
 
 @pytest.mark.parametrize("entry", WRITTEN, ids=lambda one: f"{one['seed']}-{one['contract']}")

@@ -85,7 +85,7 @@ path.write_text(json.dumps({"not_measured": reason}))
 @pytest.fixture
 def project(tmp_path):
     """A folder with DVC, the benchmark's parameters, and one stage for the experiments walk and int4."""
-    for name in ("stages", "tools", "containers"):
+    for name in ("lib", "stages", "tools", "containers"):
         shutil.copytree(REPO / name, tmp_path / name)
     shutil.copy(REPO / "params.yaml", tmp_path)
     (tmp_path / ".venvs").symlink_to(REPO / ".venvs")

@@ -297,6 +297,7 @@ def double_image(root):
     shutil.copytree(python / "lib" / version, home / "lib" / version, ignore=unused)
     shutil.copytree(Path(yaml.__file__).parent, home / "lib" / version / "yaml", ignore=unused)
     shutil.copytree(here.parent / "contracts", root / "opt/contracts")
+    (root / "opt/doubles").mkdir()
     for name in ("doubles.py", "contracts.py"):
         shutil.copy2(here / name, root / "opt/doubles" / name)
     compileall.compile_dir(root / "opt/doubles", quiet=1)  # every start of a container would do it again

@@ -29,8 +29,8 @@ SUMMARY = {
 }
 LOAD = Load(
     url="http://127.0.0.1:8000", model="mock", concurrency=1, requests=8, warmup=2, input_tokens=64, output_tokens=32,
-    prompts=Path("results/embedded/client_accuracy/prompts.jsonl"), tokenizer=Path("results/embedded/base_model/model"), seed=42,
-    folder=Path("results/embedded/client_accuracy/raw"),
+    prompts=Path("results/embedded/rulers/prompts.jsonl"), tokenizer=Path("results/embedded/base_model/model"), seed=42,
+    folder=Path("results/embedded/rulers/raw"),
 )  # fmt: skip
 
 every_client = pytest.mark.parametrize("name", CLIENTS)

@@ -191,7 +191,7 @@ def test_a_finished_checkpoint_outlives_a_build_that_failed(built, tmp_path):
     assert "error: trtllm-build failed (exit code 3)" in built.done.stderr
     (tmp_path / "shims" / "trtllm-build").write_text(real)
     nothing = {"versions": {"tensorrt": None}, "sha256": {}, "placeholders": {}, "trtllm_build_help": None}
-    only_looked_at = f"case $1 in containers/*) echo '{json.dumps(nothing)}' ;; *) exit 9 ;; esac"
+    only_looked_at = f"case $1 in stages/workers/*) echo '{json.dumps(nothing)}' ;; *) exit 9 ;; esac"
     (tmp_path / "shims" / "python3").write_text(f"#!/bin/sh\n{only_looked_at}\n")
     made = json.loads((built("corrected") / "engine.json").read_text())
     assert built.done.returncode == 0, built.done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPO
-from test_contracts import judge
+from contracts import judge
 
 from lib.claims.format import VERDICTS
 from lib.core.stage import UserError, load_yaml, read_json

@@ -21,7 +21,6 @@ from trl.models import utils
 from trl.trainer import sft_trainer
 
 from lib.core.stage import read_params, results
-from lib.model import load
 from lib.training import trainer as training_trainer
 from lib.training.config import Finetune, Lora
 
@@ -36,7 +35,7 @@ def autocast_here(device="cpu"):
 
 
 def gpu_dropout(x, p=0.5, training=True, inplace=False):
-    return torch.native_dropout(x, p, True)[0] if training_trainer and p else x
+    return torch.native_dropout(x, p, True)[0] if training and p else x
 
 
 def gpu_dequantise(packed, state):
@@ -137,7 +136,7 @@ def as_trained(config, changes, adapter, method):
         llama.config.use_cache = False
         return llama, AutoTokenizer.from_pretrained(results("base_model") / "model")
 
-    load.load_base = random_base
+    training_trainer.load_base = random_base
     p, lora = read_params(Finetune), read_params(Lora)
     for key, value in changes.items():
         setattr(p, key, value)
