@@ -42,9 +42,9 @@ def main():
     image, out = sys.argv[1], results("adapter")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    built, converted = engines(), {}
+    built, converted = engines(results("engine")), {}
     reason = None if built else "no engine is built; params.yaml: engine.route"
-    for task, folder in adapters("lora").items() if built else ():
+    for task, folder in adapters("lora", results("finetune")).items() if built else ():
         dtype = check(folder, built)
         target = out / str(task)
         in_image(image, convert_command(folder.resolve(), target.resolve(), dtype), out / f"convert-{task}.log")

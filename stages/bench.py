@@ -23,6 +23,7 @@ from lib.bench.experiments import NOT_ASKED, Bench, asked_for, check_lengths, wi
 from lib.bench.results import not_measured, what_was_asked
 from lib.bench.sweep import measured
 from lib.core.stage import UserError, read_params, results, run
+from lib.serving.servers import Inputs
 
 
 def main():
@@ -38,19 +39,20 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     out, reasons = results("bench") / name, {}
+    inputs = Inputs(results("base_model"), results("repository"), results("trtllm_serve"), results("finetune"))
     shutil.rmtree(out, ignore_errors=True)
     for server in asked.servers:
         left_out = None if asked_for(name, p) else f"params.yaml: bench.experiments {NOT_ASKED} {name}"
         kind = server.partition("-")[0]
         left_out = left_out or (None if kind in p.servers else f"params.yaml: bench.servers has no {kind}")
-        if reason := left_out or asked.server(server)[0].not_built():
+        if reason := left_out or asked.server(server, inputs)[0].not_built():
             reasons[server] = reason
     asked.servers = [server for server in asked.servers if server not in reasons]
     check_lengths(asked, name)
     if asked.servers:
-        measured(out, name, asked, images)
+        measured(out, name, asked, inputs, images)
     for server, reason in reasons.items():
-        not_measured(out, what_was_asked(name, asked, server, images), reason)
+        not_measured(out, what_was_asked(name, asked, inputs, server, images), reason)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def main():
     texts = [prompt_text(data["template"], data["system_prompt"], prompt) for prompt in prompts]
     answers = {}
     for method in ("lora", "qlora"):
-        model, tokenizer = load_to_answer(method)
+        model, tokenizer = load_to_answer(results("base_model") / "model", method)
         if method == "lora":
             answers["base"] = answer(model, tokenizer, texts, p)
             print("chat: the base model has answered", flush=True)

@@ -44,7 +44,7 @@ def as_markdown(claims):
 def main():
     p = read_params(Claims)
     writeups, claims = load_ledger()
-    all_runs = runs()
+    all_runs = runs(results("machine").parent)
     settled = [settle(claim, p.tolerance, all_runs) for claim in claims]
     counts = Counter(claim["verdict"] for claim in settled)
     out = results("claims")

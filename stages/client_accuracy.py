@@ -26,7 +26,7 @@ from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, read_json, read_params, results, run, write_json
 from lib.serving.clients import CLIENTS, Load, warm_up
 from lib.serving.process import run_client, serving
-from lib.serving.servers import URL, Vllm, read_metrics
+from lib.serving.servers import URL, Inputs, Vllm, read_metrics
 from stages.workers.mock_server import MODEL, Mock
 
 # Our name, its formula, and what each client calls it (None: it has no such number). Read in the sources named below.
@@ -70,7 +70,9 @@ class ClientAccuracy:
         for one in self.timings:
             numbers = type(one) is list and len(one) == 3 and all(type(part) in (int, float) for part in one)
             if not numbers or min(one) < 0 or type(one[2]) is not int or one[2] < 1:
-                raise UserError(f"params.yaml: client_accuracy.timings has {one}; want [TTFT in ms, ITL in ms, concurrency]")
+                raise UserError(
+                    f"params.yaml: client_accuracy.timings has {one}; want [TTFT in ms, ITL in ms, concurrency]"
+                )
         if any(type(one) is not int or one < 1 for one in self.server_concurrency):
             raise UserError(
                 f"params.yaml: client_accuracy.server_concurrency is {self.server_concurrency}; use whole numbers from 1"
@@ -165,7 +167,7 @@ def against_the_mock(p, images, out):
 
 def against_vllm(p, images, out):
     """Every client on the same vLLM, twice: what it said, and what the server counted meanwhile."""
-    server, runs = Vllm("base"), []
+    server, runs = Vllm("base", Inputs(results("base_model"))), []
     command = ["containers/run", images["vllm"], *server.command(p.server_options)]
     with serving(server, command, out / "vllm.log", p.ready_seconds, "client_accuracy.ready_seconds") as (process, _):
         engine, _ = server.engine()

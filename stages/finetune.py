@@ -127,8 +127,9 @@ def main():
         print(f"finetune {variant}: {steps} steps of {p.micro_batch} x {p.accumulation} rows{each}", flush=True)
 
     with MemorySampler() as memory:
+        model, rows = results("base_model") / "model", results("dataset") / p.template
         trainer = make_trainer(
-            p, lora, method, work / "checkpoints", progress_callback(variant, work / "steps", memory)
+            p, lora, method, model, rows, work / "checkpoints", progress_callback(variant, work / "steps", memory)
         )
         memory.mark("load")
         proofs = prove(trainer, p, lora, method)

@@ -16,20 +16,18 @@ import dataclasses
 import shutil
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
+from lib.core.graph import dependencies
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, fingerprint, flags, read_json, read_params, results, run, work_dir, write_json
 from lib.multilora.cost import POPULARITY, load_adapter, point, study_rank
-from lib.multilora.isolation import Asking, proof, said
+from lib.multilora.isolation import AskedModel, Asking, proof, said
 from lib.serving.process import serving
-from lib.serving.servers import ADAPTERS, SERVERS, URL
+from lib.serving.servers import ADAPTERS, SERVERS, URL, Inputs
 from lib.streaming.load import begin, write_not_measured
 from lib.trtllm.adapters import TASKS
 
 READY = "multilora.ready_seconds"
-# Files whose change makes what a server gave another measurement.
-MEASURING = ("multilora.py", "multilora_points.py", "multilora_proof.py", "streams.py")
 
 
 @dataclass
@@ -67,6 +65,14 @@ class Multilora:
         return min(self.max_loras, max(self.adapters))
 
 
+def inputs():
+    return Inputs(results("base_model"), results("repository"), finetune=results("finetune"))
+
+
+def asked_model():
+    return AskedModel(results("base_model") / "model", results("dataset"))
+
+
 # The servers.
 
 
@@ -87,7 +93,7 @@ def in_float32(out):
 
 def measure_triton(p, images, out):
     """The proof alone: this repository's adapters are fixed when Triton starts."""
-    server = SERVERS["triton"]("lora")
+    server = SERVERS["triton"]("lora", inputs())
     commands = {"served": ["containers/run", images[0], *server.command(p.server_options)]}
     if server.built["engine_is_stand_in"]:
         old, new = in_float32(out)
@@ -98,7 +104,7 @@ def measure_triton(p, images, out):
         with serving(server, command, log, p.ready_seconds, READY) as (process, _):
             found["engine"], found["engine_is_stand_in"] = server.engine()
             tasks = {name: task for task, name in TASKS.items()}
-            asking = Asking(p, images[1], process, out / "raw")
+            asking = Asking(p, asked_model(), images[1], process, out / "raw")
             found["proof"][precision] = proof(p, asking, precision, "triton-stream", "127.0.0.1:8001", tasks)
     shutil.rmtree(out / "float32", ignore_errors=True)
     return {**found, "server_command": commands["served"]}
@@ -137,7 +143,7 @@ def commands(p, image, server, exact):
 def measure_vllm(p, images, out):
     """The points of all servers and two proofs. What a server gave is kept for a run that was cut off; should the one
     of the exact proof fail, its reason stands in its place."""
-    server = SERVERS["vllm"]("base")
+    server = SERVERS["vllm"]("base", inputs())
     exact = exactly(read_json(results("machine") / "machine.json"))
     runs, work = commands(p, images[0], server, exact), working_folder(p, images)
     found = {"proof": {}, "points": [], "server_command": runs[p.ranks[0]]}
@@ -156,11 +162,8 @@ def measure_vllm(p, images, out):
 
 
 def working_folder(p, images):
-    """Where is kept what a server gave; another folder when anything has changed that it stands on."""
-    made = [results("machine") / "machine.json", results("base_model") / "metrics.json"]
-    made += [results("finetune") / adapter / "metrics.json" for adapter in ADAPTERS]
-    settings = [dataclasses.asdict(p), images, *map(read_json, made)]
-    return work_dir("multilora", fingerprint(settings, [Path(__file__).parent / one for one in MEASURING]))
+    """Keeps what a server gave; another folder when anything that it depends on has changed."""
+    return work_dir("multilora", fingerprint([dataclasses.asdict(p), images], dependencies("multilora@vllm")))
 
 
 def of_server(p, server, client, name, command, exact, work):
@@ -172,7 +175,7 @@ def of_server(p, server, client, name, command, exact, work):
     with serving(server, command, work / f"server-{name}.log", p.ready_seconds, READY) as (process, ready):
         engine, stand_in = server.engine()
         print(f"multilora: {engine}, LoRA {name}, is ready after {ready:.0f} s", flush=True)
-        found = measure_server(p, Asking(p, client, process, work), name, exact)
+        found = measure_server(p, Asking(p, asked_model(), client, process, work), name, exact)
         write_json(kept, {**found, "engine": engine, "engine_is_stand_in": stand_in})
     return read_json(kept)
 
@@ -206,7 +209,7 @@ def main():
     p = read_params(Multilora)
     out = results("multilora") / kind
     facts = {
-        **begin(out),
+        **begin(out, results("base_model")),
         "base_model_bytes": bytes_of(results("base_model") / "model"),
         "trained_adapter_bytes": bytes_of(results("finetune") / ADAPTERS[0] / "adapter"),
         "not_measured": None,

@@ -73,7 +73,7 @@ def write_transformers(p, out, model):
             "use true (a request without `stream` still gets one answer)"
         )
     base = results("base_model") / "model"
-    tasks = adapters(model)
+    tasks = adapters(model, results("finetune"))
     for task, folder in tasks.items():
         shutil.copytree(folder, out / "adapters" / str(task))
 
@@ -150,7 +150,7 @@ def check_filled(path):
 
 def write_tensorrtllm(p, out, model):
     """A fresh copy of the image's skeleton, filled in by the image's own fill_template.py."""
-    image, built = sys.argv[2], engines()
+    image, built = sys.argv[2], engines(results("engine"))
     if p.engine_variant not in built:
         raise UserError(
             f"params.yaml: repository.engine_variant is {p.engine_variant!r}; "

@@ -16,21 +16,19 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from lib.analysis.roofline import rates
+from lib.core.graph import dependencies
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run, work_dir
-from lib.model.shapes import INDEX
+from lib.model.shapes import INDEX, shape_file
 from lib.serving.process import run_client
-from lib.serving.servers import OURS, served_model, shape_file
+from lib.serving.servers import OURS, Inputs
 from lib.speedups.methods import METHODS, SYSTEMS
 from lib.speedups.rows import not_run, published_seconds, rows, systems
 from lib.speedups.tasks import run_tasks, tasks
 
 ARMS = ("published", "corrected")
-# Files whose change makes a finished row another measurement.
-MEASURING = ("batches.py", "memory.py", "speedup_methods.py")
 
 
 @dataclass
@@ -73,7 +71,7 @@ class Speedups:
 
     def common(self):
         """What every task holds."""
-        model = str(served_model(self.model))
+        model = str(inputs().served_model(self.model))
         return {
             "model": model,
             # The ids of the base model's tokenizer are ids of a random shape too, where that has no real one.
@@ -107,6 +105,10 @@ class Speedups:
         }
 
 
+def inputs():
+    return Inputs(results("base_model"))
+
+
 def given_images():
     """{role: image} of the command line."""
     images = dict(word.partition("=")[::2] for word in sys.argv[1:])
@@ -117,7 +119,7 @@ def given_images():
 
 def make_weights(p, images, work):
     """The random weights of a shape, made once; nothing for the base model."""
-    folder = served_model(p.model)
+    folder = inputs().served_model(p.model)
     if p.model in OURS or (folder / INDEX).exists():
         return
     print(f"speedups: making random weights of {p.model}", flush=True)
@@ -147,10 +149,9 @@ def main():
     base = read_json(results("base_model") / "metrics.json")
     machine = read_json(results("machine") / "machine.json")
     limits = read_json(results("limits") / "limits.json")
-    settings = [dataclasses.asdict(p), images, machine, base]
-    work = work_dir("speedups", fingerprint(settings, [Path(__file__).parent / one for one in MEASURING]))
+    work = work_dir("speedups", fingerprint([dataclasses.asdict(p), images], dependencies("speedups")))
     make_weights(p, images, work)
-    config = read_json(served_model(p.model) / "config.json" if p.model in OURS else shape_file(p.model))
+    config = read_json(inputs().served_model(p.model) / "config.json" if p.model in OURS else shape_file(p.model))
 
     begun, busy = time.strftime("%Y-%m-%d %H:%M:%S"), os.getloadavg()[0]
     todo = [task for task in tasks(p, images) if not not_run(machine, task.words)]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, read_json, read_params, results, run, write_json
 from lib.serving.process import run_client, serving
-from lib.serving.servers import SERVERS, URL
+from lib.serving.servers import SERVERS, URL, Inputs
 from lib.streaming.http import Request
 from lib.streaming.load import begin, in_template, load, write_not_measured
 from stages.workers.stream_client import CLIENTS
@@ -54,10 +54,10 @@ class Streaming:
                 raise UserError(f"params.yaml: streaming.{name} is {getattr(self, name)}; use whole numbers from 1")
 
 
-def prompt_loads(p, kind, prompts):
+def prompt_loads(p, kind, model, prompts):
     """Every prompt once to warm up, then `repeats` times in turn, by each client of the server."""
     asked = [Request(text, None, p.max_new_tokens, 0, 0.0, 1.0, p.seed) for text in prompts.values()]
-    return [load(client, url, asked * (1 + p.repeats)) for client, url in CLIENTS_OF[kind].items()]
+    return [load(client, url, model, asked * (1 + p.repeats)) for client, url in CLIENTS_OF[kind].items()]
 
 
 def bls_cases(p):
@@ -70,13 +70,13 @@ def bls_cases(p):
     ]
 
 
-def bls_loads(p, text):
+def bls_loads(p, folder, text):
     """One round to warm up and the measured ones, for each case."""
     asked = Request(text, None, p.bls_tokens, p.bls_tokens, 0.0, 1.0, p.seed)
     url, loads = CLIENTS_OF["triton"]["triton-stream"], []
     for _, model, _, concurrency in bls_cases(p):
         for rounds in (1, p.bls_requests):
-            loads.append(load("triton-text", url, [asked] * (concurrency * rounds), concurrency, model=model))
+            loads.append(load("triton-text", url, folder, [asked] * (concurrency * rounds), concurrency, model=model))
     return loads
 
 
@@ -135,14 +135,15 @@ def by_case(p, told):
 
 def measure(p, kind, images, out):
     """Start the server once and ask it everything; returns what streaming.json says."""
-    prompts = {name: in_template(text) for name, text in read_json(p.prompts).items()}
-    server = SERVERS[kind]("base")
-    loads = prompt_loads(p, kind, prompts)
+    prompts = {name: in_template(text, results("dataset")) for name, text in read_json(p.prompts).items()}
+    server = SERVERS[kind]("base", Inputs(results("base_model"), results("repository")))
+    folder = results("base_model") / "model"
+    loads = prompt_loads(p, kind, folder, prompts)
     command = ["containers/run", images[0], *server.command(p.server_options)]
     if kind == "triton":
         write_bls_models(results("repository") / "base" / "models" / BLS, out / "models", p.bls_instances)
         command += ["--model-repository", str(out / "models")]
-        loads += bls_loads(p, next(iter(prompts.values())))
+        loads += bls_loads(p, folder, next(iter(prompts.values())))
     ask, told = out / "raw" / "ask.json", out / "raw" / "told.json"
     write_json(ask, loads)
     client = ["containers/run", images[1], "python3", "-m", "stages.workers.stream_client", str(ask), str(told)]
@@ -172,9 +173,15 @@ def main():
     kind, *images = sys.argv[1:]
     p = read_params(Streaming)
     out = results("streaming") / kind
-    facts = begin(out) | {"max_new_tokens": p.max_new_tokens, "repeats": p.repeats, "not_measured": None}
+    facts = begin(out, results("base_model")) | {
+        "max_new_tokens": p.max_new_tokens,
+        "repeats": p.repeats,
+        "not_measured": None,
+    }
     reason = (
-        f"params.yaml: streaming.servers has no {kind}" if kind not in p.servers else SERVERS[kind]("base").not_built()
+        f"params.yaml: streaming.servers has no {kind}"
+        if kind not in p.servers
+        else SERVERS[kind]("base", Inputs(results("base_model"), results("repository"))).not_built()
     )
     if reason:
         write_not_measured(out / "streaming.json", facts, reason)

@@ -226,7 +226,7 @@ def main():
 
     found = {}
     for method in ("lora", "qlora"):
-        model, tokenizer = load_to_answer(method)
+        model, tokenizer = load_to_answer(results("base_model") / "model", method)
         if method == "lora":
             found["base"] = examine(model, tokenizer, rows, p)
             print(f"style: the base model has answered {len(rows)} prompts", flush=True)

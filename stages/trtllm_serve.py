@@ -144,7 +144,7 @@ def main():
     if not reason:
         folder = (results("base_model") / "model").resolve()
         check_model(p, read_json(folder / "config.json"), image, model)
-        served = adapters(model)
+        served = adapters(model, results("finetune"))
         configs = [read_json(path / "adapter_config.json") for path in served.values()]
         targets = {target for config in configs for target in config["target_modules"]}
         text = options(p, max([config["r"] for config in configs], default=0), len(served), targets)

@@ -16,6 +16,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from lib.core.stage import fingerprint, read_json, write_json
+from lib.serving.servers import Inputs
 from tools.profile import set_value
 
 REPO = Path(__file__).resolve().parents[1]
@@ -117,6 +118,12 @@ def stage(tree, image, name, *words):
     done = run_in(tree, "containers/run", image, "python", "-m", f"stages.{name}", *words, environment=ONE_THREAD)
     assert done.returncode == 0, done.stderr[-3000:]
     return tree / "results" / "embedded" / name
+
+
+def every_input(tree=Path(), profile="embedded"):
+    """What servers read in the results of a profile."""
+    folder = tree / "results" / profile
+    return Inputs(*(folder / name for name in ("base_model", "repository", "trtllm_serve", "finetune")))
 
 
 def left_out(tree, study):

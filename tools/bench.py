@@ -37,7 +37,7 @@ def check_gpus(name, asked):
     if not there:
         raise UserError(f"EXPERIMENT is {name}, which serves {asked.model}; nvidia-smi finds no GPU for that")
     for server in asked.servers:
-        if (wanted := gpus_of(asked.server(server)[1])) > there:
+        if (wanted := gpus_of(asked.options(server))) > there:
             raise UserError(
                 f"params.yaml: bench.definitions.{name}.servers has {server}, which wants {wanted} GPUs; there are "
                 f"{there}: leave it out"

@@ -133,7 +133,7 @@ def load(method, folder):
     # These libraries' notes are for those who program with them; here somebody talks.
     set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)
-    model, tokenizer = load_to_answer(method)
+    model, tokenizer = load_to_answer(results("base_model") / "model", method)
     return (PeftModel.from_pretrained(model, folder) if folder else model).eval(), tokenizer
 
 

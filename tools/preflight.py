@@ -128,7 +128,7 @@ def misfits(params, images, gpu_count):
 def to_rebuild(image):
     """The engines that are there and do not fit this machine, a line each; DVC builds them anew."""
     gpu = architecture()
-    lines = [(variant, rebuild(engine, gpu, image)) for variant, engine in engines().items()]
+    lines = [(variant, rebuild(engine, gpu, image)) for variant, engine in engines(results("engine")).items()]
     return [f"engine {variant}: {line}" for variant, line in lines if line]
 
 

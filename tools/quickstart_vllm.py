@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lib.core.stage import UserError, load_yaml, results, run
 from lib.serving.process import serving
-from lib.serving.servers import URL, Vllm
+from lib.serving.servers import URL, Inputs, Vllm
 from lib.streaming.http import post
 
 SAMPLING = {"temperature": 0.8, "top_p": 0.9, "max_tokens": 50, "seed": 42}  # the guide's; it sets no seed
@@ -46,7 +46,7 @@ def offline(model):
 
 def online(image, options, ready_seconds, log):
     """vLLM as a server: the request of the guide, as curl would send it."""
-    server = Vllm("base")
+    server = Vllm("base", Inputs(results("base_model")))
     log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
     command = ["containers/run", image, *server.command(options)]

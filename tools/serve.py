@@ -12,15 +12,19 @@ from pathlib import Path
 
 from lib.core.stage import UserError, load_yaml, results, run
 from lib.serving.process import serving
-from lib.serving.servers import SERVERS
+from lib.serving.servers import SERVERS, Inputs
 from tools.terminal import in_front, say
+
+
+def every_input():
+    return Inputs(results("base_model"), results("repository"), results("trtllm_serve"), results("finetune"))
 
 
 def built(name, adapter):
     """The server of lib/serving/servers.py, ready to be started; UserError names the command that makes what is missing."""
     if name not in SERVERS:
         raise UserError(f"SERVER is {name or 'missing'}; use one of {', '.join(SERVERS)}")
-    server = SERVERS[name]("base" if adapter == "none" else "lora")
+    server = SERVERS[name]("base" if adapter == "none" else "lora", every_input())
     if not (results("base_model") / "model" / "config.json").exists():
         raise UserError(
             f"{results('base_model')}: there is no model; `containers/run venv:tools dvc repro dataset` makes it"

@@ -59,21 +59,25 @@ class Bench:
             if wrong := [word for word in words if type(word) is not str]:
                 raise UserError(f"params.yaml: bench.{name} has {wrong[0]!r}; write it as text, in quotes")
         for name in self.servers:
-            self.server(name)
+            self.options(name)
         if self.model not in OURS and not re.fullmatch(r"[\w.-]+:[\w.-]+", self.model):
             raise UserError(f"params.yaml: bench.model is {self.model!r}; use base, lora, or SHAPE:FORMAT")
         for name in self.arms:
             if name not in self.client_arms:
                 raise UserError(f"params.yaml: bench.arms has {name!r}; use {', '.join(self.client_arms)}")
 
-    def server(self, name):
+    def server(self, name, inputs):
         """(server, its further words) of SERVER or SERVER-CONFIGURATION, such as vllm-fp8."""
+        return SERVERS[name.partition("-")[0]](self.model, inputs), self.options(name)
+
+    def options(self, name):
+        """The further words of a server's command line; UserError for a name that is not known."""
         kind, _, configuration = name.partition("-")
         if kind not in SERVERS or (configuration and configuration not in self.configurations):
             known = [*SERVERS, *(f"{kind}-{one}" for one in self.configurations for kind in SERVERS)]
             raise UserError(f"params.yaml: bench.servers has {name!r}; use {', '.join(known)}")
         words = self.configurations[configuration] if configuration else []
-        return SERVERS[kind](self.model), [*self.server_options, *words]
+        return [*self.server_options, *words]
 
     def with_arm(self, name):
         """The parameters with one of client_arms in effect."""
@@ -113,7 +117,7 @@ def check_lengths(p, name):
     """UserError where a vLLM takes fewer tokens in all (its last --max-model-len) than the experiment asks for."""
     longest = max(map(sum, p.lengths))
     for server in (one for one in p.servers if one.startswith("vllm")):
-        words = dict(word.partition("=")[::2] for word in p.server(server)[1])
+        words = dict(word.partition("=")[::2] for word in p.options(server))
         limit = words.get("--max-model-len", "")
         if limit.isdigit() and int(limit) < longest:
             raise UserError(

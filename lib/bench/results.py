@@ -10,9 +10,9 @@ import csv
 from lib.bench import metrics
 from lib.bench.experiments import BUDGET_ENDED, key_of, visits
 from lib.core.provenance import write_metrics
-from lib.core.stage import read_json, results, write_json
-from lib.model.shapes import dimensions
-from lib.serving.servers import OURS, shape_file
+from lib.core.stage import read_json, write_json
+from lib.model.shapes import dimensions, shape_file
+from lib.serving.servers import OURS
 
 # What points.json says of a server that never ran.
 NOT_STARTED = {"engine": None, "engine_is_stand_in": False, "weights_format": None, "kv_format": None,
@@ -67,7 +67,7 @@ def write_csv(path, repeats):
         writer.writerows(rows)
 
 
-def what_was_asked(name, p, server_name, images):
+def what_was_asked(name, p, inputs, server_name, images):
     """The part of points.json that is known before anything runs."""
     settings = ("lengths", "repeats", "arms", "requests_per_stream", "min_requests", "warmup_requests", "endpoint",
                 "prompts", "pinned", "seed")  # fmt: skip
@@ -77,7 +77,7 @@ def what_was_asked(name, p, server_name, images):
         "model": p.model,
         "server_image": images[server_name.partition("-")[0]],
         "client_image": images["client"],
-        "base_model": model_facts(p.model),
+        "base_model": model_facts(p.model, inputs),
         "input_tokens_asked": p.lengths[0][0],
         "output_tokens_asked": p.lengths[0][1],
         "settings": {key: getattr(p, key) for key in settings}
@@ -85,11 +85,11 @@ def what_was_asked(name, p, server_name, images):
     }
 
 
-def model_facts(model):
+def model_facts(model, inputs):
     """{name, weights, parameters, config} of what is served."""
     if model in OURS:
-        base = read_json(results("base_model") / "metrics.json")
-        config = read_json(results("base_model") / "model" / "config.json")
+        base = read_json(inputs.base_model / "metrics.json")
+        config = read_json(inputs.base_model / "model" / "config.json")
         return {name: base[name] for name in ("name", "weights", "parameters")} | {"config": dimensions(config)}
     shape, weights = model.split(":")
     facts = {"name": f"{shape} shape", "weights": "random", "parameters": None, "shape": shape, "format": weights}

@@ -9,37 +9,26 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 from lib.bench import metrics
 from lib.bench.experiments import Clock, key_of, seconds_of, visits
 from lib.bench.inputs import make_inputs
 from lib.bench.results import publish, what_was_asked
 from lib.bench.validity import certificate, failed, never_valid, per_request
-from lib.core.stage import UserError, fingerprint, read_json, results, work_dir, write_json
+from lib.core.graph import dependencies
+from lib.core.stage import UserError, fingerprint, read_json, work_dir, write_json
 from lib.serving.clients import client_command
 from lib.serving.monitor import Watch, gpu_strangers
 from lib.serving.process import run_client, serving, session
-from lib.serving.servers import OURS, read_metrics, served_model, shape_file
-
-# Files whose change makes a finished point another measurement.
-MEASURING = ("bench.py", "bench_inputs.py", "certificate.py", "points.py", "servers.py", "watch.py")
+from lib.serving.servers import read_metrics
 
 
-def key(p, images):
+def key(p, name, images):
     """What a finished point depends on: with another key it is measured again."""
     unrelated = ("experiments", "definitions", "servers", "concurrency", "repeats", "arms", "ready_seconds",
                  "point_seconds")  # fmt: skip
     params = {name: value for name, value in asdict(p).items() if name not in unrelated}
-    files = [results("machine") / "machine.json", *(Path(__file__).with_name(name) for name in MEASURING)]
-    folders = {folder for name in p.servers for folder in p.server(name)[0].served}
-    if p.model in OURS:
-        folders.add(served_model(p.model))
-    else:
-        files.append(shape_file(p.model))
-    for folder in sorted(folders):
-        files += [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".pyc"]
-    return fingerprint([params, [str(path) for path in files], images], files)
+    return fingerprint([params, images], dependencies(f"bench@{name}"))
 
 
 def measure(p, server, point, client_image, process, strangers, work):
@@ -101,7 +90,7 @@ def missing(plan, work):
     return [(server, group) for server, group in left if group]
 
 
-def sweep(name, p, images, work):
+def sweep(name, p, inputs, images, work):
     """Measure the points that are not there yet, one server start for each group; stops when BUDGET is used up."""
     plan, clock = list(visits(p)), Clock(work.parent / f"bench-{name}.seconds.json")
     left, total = missing(plan, work), sum(len(group) for _, group in plan)
@@ -110,12 +99,12 @@ def sweep(name, p, images, work):
     deadline = float("inf") if budget is None else time.monotonic() + budget
     print(f"{name}: {count} of {total} points to measure{about(clock.left(left))}", flush=True)
     if left:
-        make_inputs(p, images, work)
+        make_inputs(p, inputs, images, work)
     while left and time.monotonic() < deadline:
         server_name, group = left[0]
         strangers = gpu_strangers()
         with ExitStack() as stack:
-            server, process = start(name, p, server_name, images, work, clock, stack)
+            server, process = start(name, p, inputs, server_name, images, work, clock, stack)
             for point in tries(group, work, strangers):
                 if time.monotonic() > deadline:
                     break
@@ -144,9 +133,9 @@ def about(seconds):
     return "" if seconds is None else f"; about {seconds:.0f} s left"
 
 
-def start(name, p, server_name, images, work, clock, stack):
+def start(name, p, inputs, server_name, images, work, clock, stack):
     """(server, process) of a server that is ready; what it is and how it was started goes to servers/."""
-    server, options = p.server(server_name)
+    server, options = p.server(server_name, inputs)
     image = images[server_name.partition("-")[0]]
     command = ["containers/run", image, *server.command(options)]
     print(f"{name}: starting {server_name} in {image}", flush=True)
@@ -162,11 +151,11 @@ def start(name, p, server_name, images, work, clock, stack):
     return server, process
 
 
-def measured(out, name, asked, images):
+def measured(out, name, asked, inputs, images):
     """Run the experiment to its end, or to the end of BUDGET, and write what there is."""
-    work = work_dir(f"bench-{name}", key(asked, images))
+    work = work_dir(f"bench-{name}", key(asked, name, images))
     try:
-        sweep(name, asked, images, work)
+        sweep(name, asked, inputs, images, work)
     except (UserError, KeyboardInterrupt, SystemExit):
         plan = list(visits(asked))
         total, left = (sum(len(group) for _, group in one) for one in (plan, missing(plan, work)))
@@ -175,6 +164,6 @@ def measured(out, name, asked, images):
         raise
     shutil.copytree(work, out, ignore=shutil.ignore_patterns("points", "servers"), dirs_exist_ok=True)
     for server in asked.servers:
-        publish(out, work, asked, server, what_was_asked(name, asked, server, images))
+        publish(out, work, asked, server, what_was_asked(name, asked, inputs, server, images))
     if all((work / "points" / f"{point}.json").exists() for _, group in visits(asked) for point in group):
         shutil.rmtree(work)

@@ -4,18 +4,15 @@ Load the base model in bf16 or in 4 bits (NF4).
 
 import os
 
-from lib.core.stage import results
 
-
-def load_base(method, attention="sdpa", sharded=False):
-    """The base model in bf16 (LoRA), or in NF4 with double quantisation (QLoRA), and its tokenizer.
+def load_base(folder, method, attention="sdpa", sharded=False):
+    """The base model of a folder in bf16 (LoRA), or in NF4 with double quantisation (QLoRA), and its tokenizer.
 
     sharded: in the first process's main memory, the others' are empty; the weights go to the GPUs in parts.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-    folder = results("base_model") / "model"
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -36,9 +33,9 @@ def load_base(method, attention="sdpa", sharded=False):
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def load_to_answer(method):
+def load_to_answer(folder, method):
     """load_base for a model that only answers: a CPU unpacks the 4-bit values once, not again at every token."""
-    model, tokenizer = load_base(method)
+    model, tokenizer = load_base(folder, method)
     if method == "qlora" and model.device.type == "cpu":
         model = model.dequantize()  # to the same values
     return model, tokenizer

@@ -162,3 +162,8 @@ def parameters(config):
 
 
 INDEX = "model.safetensors.index.json"  # written last: where it stands, the weights are whole
+
+
+def shape_file(model):
+    """The config of a served shape, SHAPE:FORMAT."""
+    return FOLDER / f"{model.split(':')[0]}.json"

@@ -11,7 +11,6 @@ import shutil
 import statistics
 import time
 
-from lib.core.stage import results
 from lib.serving.monitor import gpu_mib
 from lib.serving.process import session
 from lib.serving.servers import URL, Vllm, exposition
@@ -22,10 +21,12 @@ from lib.text.rows import read_rows
 POPULARITY = {"uniform": lambda rank: 1.0, "skewed": lambda rank: 1.0 / rank}  # skewed: Zipf's law
 
 
-def questions(p):
+def questions(p, dataset):
     """Prompts of the dataset, as many as a point asks."""
     rows = read_rows(p.questions)
-    return [in_template(rows[number % len(rows)]["instruction"]) for number in range(p.requests + p.concurrency)]
+    return [
+        in_template(rows[number % len(rows)]["instruction"], dataset) for number in range(p.requests + p.concurrency)
+    ]
 
 
 def drawn(names, popularity, count, seed):
@@ -36,7 +37,7 @@ def drawn(names, popularity, count, seed):
 
 def point(p, asking, name, names, popularity):
     """One load on the running server; names: the adapters there are, empty for the base model alone."""
-    texts = questions(p)
+    texts = questions(p, asking.inputs.dataset)
     chosen = drawn(names, popularity, len(texts), p.seed) if names else [None] * len(texts)
     asked = [
         Request(text, adapter, p.output_tokens, p.output_tokens, 0.0, 1.0, p.seed)
@@ -45,7 +46,7 @@ def point(p, asking, name, names, popularity):
     warm, measured = asked[: p.concurrency], asked[p.concurrency :]
     # Every adapter once before: bringing it in is no part of the speed.
     first = {one.adapter: one for one in measured}.values()
-    loads = [load("vllm", URL, each, p.concurrency) for each in ([*first, *warm], measured)]
+    loads = [load("vllm", URL, asking.inputs.model, each, p.concurrency) for each in ([*first, *warm], measured)]
     told = asking.ask(name, loads)[1]
     firsts = [1000 * one["ttft_seconds"] for one in told["answers"]]
     made = sum(one["tokens"] for one in told["answers"])
@@ -68,7 +69,7 @@ def memory(process):
 
     resident = sum(psutil.Process(pid).memory_info().rss for pid in session(process)) / 2**20
     in_container = process.args[1].startswith("docker:")
-    room = kv_tokens(exposition(Vllm("base")))
+    room = kv_tokens(exposition(Vllm))
     return {"resident_mib": None if in_container else resident, "gpu_mib": gpu_mib(), "kv_tokens": room}
 
 
@@ -90,8 +91,7 @@ def load_adapter(name, folder):
 def study_rank(p, asking, rank):
     """Points of one server with LoRA of this rank: unused, then more and more adapters, by each popularity."""
     random_ones = asking.out / f"adapters-{rank}"
-    model = results("base_model") / "model"
-    words = [model, random_ones, max(p.adapters), rank, p.seed, *p.target_modules]
+    words = [asking.inputs.model, random_ones, max(p.adapters), rank, p.seed, *p.target_modules]
     asking.client(f"random-{rank}", "stages/workers/random_lora.py", *words)
     bytes_each = (random_ones / "0" / "adapter_model.safetensors").stat().st_size
     same = {"rank": rank, "slots": p.slots, "adapter_bytes": bytes_each}

@@ -7,6 +7,9 @@ GPU, where its LoRA kernels take no float32); "served": as the server is otherwi
 may change the last bits, and with them a greedy answer.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from lib.core.stage import read_json, write_json
 from lib.serving.process import run_client
 from lib.serving.servers import ADAPTERS
@@ -16,11 +19,19 @@ from lib.streaming.load import in_template, load
 PROOF = [None, *ADAPTERS]  # the writeup's task ids -1, 0, 1
 
 
+@dataclass
+class AskedModel:
+    """The served model's folder, and the folder of the dataset whose template its prompts have."""
+
+    model: Path
+    dataset: Path
+
+
 class Asking:
     """A server that runs, the client environment that asks it, and the folder for what is asked and answered."""
 
-    def __init__(self, p, image, process, out):
-        self.p, self.image, self.process, self.out = p, image, process, out
+    def __init__(self, p, inputs, image, process, out):
+        self.p, self.inputs, self.image, self.process, self.out = p, inputs, image, process, out
 
     def client(self, name, *words):
         command = ["containers/run", self.image, "python3", *(str(word) for word in words)]
@@ -37,13 +48,13 @@ class Asking:
 
 def proof(p, asking, precision, client, url, adapters):
     """Six requests at once, then each alone; in the template that the adapters were trained with."""
-    prompts = [in_template(text) for text in read_json(p.prompts)]
+    prompts = [in_template(text, asking.inputs.dataset) for text in read_json(p.prompts)]
     asked = [
         Request(prompt, PROOF[number % len(PROOF)], p.proof_tokens, 0, 0.0, 1.0, p.seed)
         for number, prompt in enumerate(prompts)
     ]
     # Once to warm up: the first request of an adapter brings it into the engine.
-    loads = [load(client, url, asked, width, adapters=adapters) for width in (1, len(asked), 1)]
+    loads = [load(client, url, asking.inputs.model, asked, width, adapters=adapters) for width in (1, len(asked), 1)]
     _, together, alone = asking.ask(f"proof-{precision}", loads)
     rows = [
         {"prompt": one.prompt, "adapter": one.adapter, "together": both["text"], "alone": single["text"]}

@@ -7,7 +7,6 @@ from collections import Counter
 from lib.analysis import summary as analysis_summary
 from lib.claims.format import VERDICTS, show
 from lib.claims.runs import optional
-from lib.core.stage import results
 from lib.report import plots, result_files
 
 # What makes each part.
@@ -170,7 +169,7 @@ def how_to(ledger):
     yield (
         "text",
         "Every figure lies beside this page as SVG and PNG, its data and the command that made it in a JSON file: "
-        f"`{results('report')}/NAME.svg`, `.png`, `.json`.",
+        "`NAME.svg`, `.png`, `.json`.",
     )
     yield ("heading", 2, "Reference runs")
     rows = []

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.core.stage import UserError, flags, read_json
-from lib.serving.servers import served_model
 
 STATISTICS = ("avg", "p50", "p90", "p95", "p99")
 TIMES = ("ttft_ms", "tpot_ms", "itl_ms", "request_latency_ms")
@@ -250,7 +249,7 @@ def client_command(p, server, point, work):
     options = {
         **server.client(p, point.output_tokens),
         "streaming": True,
-        "tokenizer": served_model(p.model),
+        "tokenizer": server.inputs.served_model(p.model),
         "concurrency": point.concurrency,
         "request-count": p.requests(point.concurrency),
         **({"warmup-request-count": p.warmup(point.concurrency)} if p.warmup_requests else {}),

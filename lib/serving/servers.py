@@ -7,7 +7,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.core.stage import UserError, flags, read_json, results, work_folder
+from lib.core.stage import UserError, flags, read_json, work_folder
 
 URL = "http://127.0.0.1:8000"
 ADAPTERS = ("lora", "qlora")  # variants of the fine-tuning; the first is the one that RUN=...-lora asks for
@@ -15,11 +15,33 @@ SHARED_MEMORY = "bench_triton_"  # begins the names of Triton's regions in /dev/
 FORMATS = {"bfloat16": "bf16", "float16": "bf16"}  # what config.json calls a number: what lib/analysis/roofline.py does
 
 
+OURS = ("base", "lora")  # models of this pipeline; any other is SHAPE:FORMAT
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The folders of results/<profile>/ that servers read; a stage names those that it depends on."""
+
+    base_model: Path
+    repository: Path | None = None
+    trtllm_serve: Path | None = None
+    finetune: Path | None = None
+
+    def served_model(self, model):
+        """The folder that a server loads, and whose tokenizer counts: the base model's, or that of a random shape."""
+        return self.base_model / "model" if model in OURS else work_folder("shapes") / model.replace(":", "-")
+
+    def saved_format(self):
+        """The number format that the base model is saved in."""
+        return FORMATS.get(read_json(self.base_model / "model" / "config.json").get("dtype"))
+
+
 @dataclass
 class Triton:
     """A model repository behind tritonserver, driven over gRPC with the tensors of NVIDIA's inflight_batcher_llm."""
 
     model: str  # base or lora
+    inputs: Inputs
     ready = URL + "/v2/health/ready"
     ports = (8000, 8001, 8002)
     metrics = "http://127.0.0.1:8002/metrics"
@@ -34,11 +56,11 @@ class Triton:
     @property
     def served(self):
         """The results folders that this server answers from, besides the base model."""
-        return [results("repository") / self.model]
+        return [self.inputs.repository / self.model]
 
     @property
     def built(self):
-        return read_json(results("repository") / self.model / "repository.json")
+        return read_json(self.inputs.repository / self.model / "repository.json")
 
     def not_built(self):
         """Why there is nothing to serve, or None."""
@@ -47,7 +69,7 @@ class Triton:
     def command(self, options):
         local = {f"{protocol}-address": "127.0.0.1" for protocol in ("http", "grpc", "metrics")}
         ports = dict(zip(("http-port", "grpc-port", "metrics-port"), self.ports, strict=True))
-        models = results("repository") / self.model / "models"
+        models = self.inputs.repository / self.model / "models"
         # A client that was stopped leaves its request in flight in Triton 2.51's ensembles: do not wait long for it.
         memory = f"python,shm-region-prefix-name={SHARED_MEMORY}"
         words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 10, "backend-config": memory}
@@ -71,7 +93,7 @@ class Triton:
         """(of the weights, of keys and values), by their names in lib/analysis/roofline.py; None where it has none."""
         built = self.built
         stand_in = built["engine_is_stand_in"]  # loads the model as it is
-        return (saved_format(),) * 2 if stand_in else (built["weights_format"], built["kv_format"])
+        return (self.inputs.saved_format(),) * 2 if stand_in else (built["weights_format"], built["kv_format"])
 
     def engine(self):
         """(name with version, is it a stand-in) of what answers; asks the running server."""
@@ -101,6 +123,7 @@ class Vllm:
     """
 
     model: str  # base, lora, or SHAPE:FORMAT
+    inputs: Inputs
     ready = URL + "/health"
     ports = (8000,)
     metrics = URL + "/metrics"
@@ -123,7 +146,7 @@ class Vllm:
         """Name -> folder of the adapters there are; UserError where RUN needs one and there is none."""
         if self.model != "lora":
             return {}
-        folders = {name: results("finetune") / name / "adapter" for name in ADAPTERS}
+        folders = {name: self.inputs.finetune / name / "adapter" for name in ADAPTERS}
         made = {name: folder for name, folder in folders.items() if (folder / "adapter_config.json").exists()}
         if self.model not in made:
             raise UserError(f"{folders[self.model]}: no adapter there; `dvc repro finetune` makes it")
@@ -133,7 +156,7 @@ class Vllm:
         return None
 
     def command(self, options):
-        words = {"model": served_model(self.model), "served-model-name": "base", "host": "127.0.0.1",
+        words = {"model": self.inputs.served_model(self.model), "served-model-name": "base", "host": "127.0.0.1",
                  "port": self.ports[0], "no-enable-prefix-caching": True}  # fmt: skip
         lora = []
         if adapters := self.adapters():
@@ -153,7 +176,7 @@ class Vllm:
         }
 
     def formats(self, options):
-        weights = saved_format() if self.model in OURS else self.model.split(":")[1]
+        weights = self.inputs.saved_format() if self.model in OURS else self.model.split(":")[1]
         cache = "fp8" if any(word.startswith("--kv-cache-dtype=fp8") for word in options) else "bf16"
         return "fp8" if "--quantization=fp8" in options else weights, cache
 
@@ -166,6 +189,7 @@ class Trtllm:
     """trtllm-serve with its PyTorch backend, OpenAI-compatible; a request names its adapter in `lora_request`."""
 
     model: str  # base or lora
+    inputs: Inputs
     ready = URL + "/health"
     ports = (8000,)
     metrics = URL + "/metrics"  # JSON, not Prometheus: no counters are read from it
@@ -174,11 +198,11 @@ class Trtllm:
 
     @property
     def built(self):
-        return read_json(results("trtllm_serve") / self.model / "serve.json")
+        return read_json(self.inputs.trtllm_serve / self.model / "serve.json")
 
     @property
     def served(self):
-        return [results("trtllm_serve") / self.model, *map(Path, self.built["adapters"].values())]
+        return [self.inputs.trtllm_serve / self.model, *map(Path, self.built["adapters"].values())]
 
     def not_built(self):
         return self.built["not_built"]
@@ -199,7 +223,7 @@ class Trtllm:
         }
 
     def formats(self, options):
-        return (saved_format(),) * 2
+        return (self.inputs.saved_format(),) * 2
 
     def engine(self):
         return f"TensorRT-LLM {answer('/version')['version']} (trtllm-serve)", False
@@ -211,22 +235,6 @@ def lora_request(task, folder):
 
 
 SERVERS = {"triton": Triton, "vllm": Vllm, "trtllm": Trtllm}
-OURS = ("base", "lora")  # models of this pipeline; any other is SHAPE:FORMAT
-
-
-def served_model(model):
-    """The folder that a server loads, and whose tokenizer counts: the base model's, or that of a random shape."""
-    return results("base_model") / "model" if model in OURS else work_folder("shapes") / model.replace(":", "-")
-
-
-def saved_format():
-    """The format that the base model's numbers are saved in."""
-    config = read_json(results("base_model") / "model" / "config.json")
-    return FORMATS.get(config.get("dtype"))
-
-
-def shape_file(model):
-    return Path("data/shapes") / f"{model.split(':')[0]}.json"
 
 
 def answer(path):

@@ -5,7 +5,7 @@ The trainer of `finetune`: the base model, TRL's arguments, and what is told and
 import json
 import time
 
-from lib.core.stage import UserError, results
+from lib.core.stage import UserError
 from lib.model.load import load_base
 from lib.training import packing
 from lib.training.speed import compile_layers, count_tokens_ahead, runs_ahead
@@ -71,20 +71,19 @@ def fsdp_config():
     return {"sync_module_states": sends, "cpu_ram_efficient_loading": sends, "use_orig_params": False}
 
 
-def make_trainer(p, lora, method, checkpoints, callback):
-    """The SFTTrainer of the writeup on this profile's model and rows."""
+def make_trainer(p, lora, method, model_folder, data, checkpoints, callback):
+    """The SFTTrainer of the writeup on a model and the rows of a dataset folder."""
     from datasets import load_dataset
     from peft import LoraConfig
     from transformers import PrinterCallback, set_seed
     from trl import SFTTrainer
 
-    data = results("dataset") / p.template
     rows = load_dataset("json", data_files={part: str(data / f"{part}.jsonl") for part in ("train", "validation")})
     # Before the adapter is made: the trainer's own seed comes after that, and would leave its weights to chance.
     set_seed(p.seed)
     packing.register()
     args = sft_config(p, checkpoints)  # before the model is loaded, which must know that it will be sharded
-    model, tokenizer = load_base(method, packing.ATTENTION if p.padding_free else "sdpa", p.sharded)
+    model, tokenizer = load_base(model_folder, method, packing.ATTENTION if p.padding_free else "sdpa", p.sharded)
     modules = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if unknown := [name for name in lora.target_modules if name not in modules]:
         # peft passes over a name as long as another one matches.

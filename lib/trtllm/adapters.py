@@ -2,19 +2,19 @@
 The adapters that a server is given, and their task ids.
 """
 
-from lib.core.stage import UserError, results
+from lib.core.stage import UserError
 
 MODELS = ("base", "lora")
 # From 1: NVIDIA's client drops a task id of 0, and the stand-in reads 0 as the base model.
 TASKS = {1: "lora", 2: "qlora"}
 
 
-def adapters(model):
+def adapters(model, finetune):
     """Task id -> the results folder of the adapter that answers it; UserError where there is none for MODEL=lora."""
     if model == "base":
         return {}
-    made = {task: results("finetune") / method / "adapter" for task, method in TASKS.items()}
+    made = {task: finetune / method / "adapter" for task, method in TASKS.items()}
     there = {task: folder for task, folder in made.items() if (folder / "adapter_config.json").exists()}
     if not there:
-        raise UserError(f"{results('finetune')}: no adapter there; `dvc repro finetune` makes them")
+        raise UserError(f"{finetune}: no adapter there; `dvc repro finetune` makes them")
     return there

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from lib.core.stage import UserError, load_yaml, read_json, results, write_json
+from lib.core.stage import UserError, load_yaml, read_json, write_json
 
 WRITTEN_FOR = "data/written_for.yaml"
 
@@ -88,9 +88,9 @@ def architecture():
     return f"sm_{kinds[0].replace('.', '')}" if kinds else None
 
 
-def engines():
+def engines(folder):
     """Every engine that is built, by variant, as its engine.json says it."""
-    found = {path.parent.name: read_json(path) for path in sorted(results("engine").glob("*/engine.json"))}
+    found = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/engine.json"))}
     return {variant: engine for variant, engine in found.items() if engine["not_built"] is None}
 
 

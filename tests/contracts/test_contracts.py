@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPO
+from conftest import REPO, every_input
 from contracts import FOLDER, BrokenContract, Contract, judge
 
 from lib.bench.experiments import Bench, Point, with_experiment
@@ -134,16 +134,16 @@ def parameters(request, tmp_path, monkeypatch):
         write_json(results(name), data)
     read = [read_params(section) for section in (Bench, Multilora, ClientAccuracy)]
     Path("params.yaml").write_text(f"profile: {request.param}\n")  # which is read again for every path
-    return read
+    return [*read, request.param]
 
 
 def test_every_server_and_every_load_of_every_experiment_holds(parameters):
     seen, refused, vllm, genai_perf = set(), set(), Contract("vllm-serve"), Contract("genai-perf")
-    bench = parameters[0]
+    bench, inputs = parameters[0], every_input(profile=parameters[3])
     for name in bench.definitions:
         p = with_experiment(bench, name)
         for server_name in {*p.servers, *(SERVERS if p.model in OURS else ())}:
-            server, options = p.server(server_name)
+            server, options = p.server(server_name, inputs)
             if isinstance(server, Vllm):
                 try:
                     vllm.parse(server.command(options))
@@ -159,8 +159,8 @@ def test_every_server_and_every_load_of_every_experiment_holds(parameters):
 
 
 def test_the_servers_and_clients_of_the_studies_hold(parameters):
-    _, several, ruler = parameters
-    plain = Vllm("base").command(several.server_options)
+    _, several, ruler, profile = parameters
+    plain = Vllm("base", every_input(profile=profile)).command(several.server_options)
     given = [Contract("vllm-serve").parse(with_lora(several, plain, rank))[0] for rank in several.ranks]
     assert [one["--max-lora-rank"] for one in given] == several.ranks
     lengths = {"input_tokens": ruler.input_tokens, "output_tokens": ruler.output_tokens}

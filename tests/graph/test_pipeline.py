@@ -193,7 +193,9 @@ def test_imports_go_down_the_layers():
     for file in code_files(r"(lib|stages|tools)/.*\.py"):
         for other in imports(file):
             is_stage = re.fullmatch(r"stages/\w+\.py", other) and not file.startswith("tools/")
-            draws = other.startswith("lib/report/") and not file.startswith(("lib/report/", "stages/report.py", "tools/"))
+            draws = other.startswith("lib/report/") and not file.startswith(
+                ("lib/report/", "stages/report.py", "tools/")
+            )
             if layer(other) > layer(file) or is_stage or draws:
                 wrong.append(f"{file} imports {other}")
     assert wrong == []
@@ -246,14 +248,8 @@ def test_an_experiment_depends_on_every_key_of_bench_and_on_its_own_definition_a
             assert set(keys) == {"profile"} | {f"bench.{key}" for key in bench.keys() ^ own}
 
 
-# servers.py says of every server what it reads; these stages start a part of them only.
-NOT_STARTED = {
-    "client_accuracy": ("repository", "trtllm_serve", "finetune", "data/shapes"),
-    "harness": ("repository", "trtllm_serve", "finetune", "data/shapes"),
-    "speedups": ("repository", "trtllm_serve", "finetune"),
-    "streaming": ("trtllm_serve", "finetune", "data/shapes"),
-    "multilora": ("trtllm_serve", "data/shapes"),
-}
+def test_only_a_stage_or_a_tool_opens_a_results_folder_by_name():
+    assert [file for file in code_files(r"lib/.*\.py") if calls(file, "results")] == []
 
 
 def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
@@ -264,15 +260,13 @@ def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
         declared = [path for other in same for path in other["deps"] + other["outs"]]
         for file in own_code(stage):
             for path, whole in result_paths(file):
-                if path.startswith(NOT_STARTED.get(stage["name"].split("@")[0], ())):
-                    continue
                 place = f"results/{profile}/{path}"
                 covers = any(place == one or place.startswith(f"{one}/") for one in declared)
                 inside = any(one.startswith(f"{place}/") for one in declared)
                 assert covers or (inside and not whole), f"{stage['name']} reads {place} without depending on it"
             for node in ast.walk(parsed(file)):
                 data = isinstance(node, ast.Constant) and re.fullmatch(r"data/[\w./-]+", str(node.value))
-                if data and not node.value.startswith(NOT_STARTED.get(stage["name"].split("@")[0], ())):
+                if data:
                     assert any(node.value == one or node.value.startswith(f"{one}/") for one in declared), (
                         f"{stage['name']} reads {node.value} without depending on it"
                     )

@@ -75,7 +75,9 @@ def leave_out(tree):
     shutil.rmtree(tree / "results/reference")
     (tree / "results/reference").mkdir()
     params = load_yaml(tree / "params.yaml")
-    params = {name: values for name, values in params.items() if name not in ("client_accuracy", "streaming", "multilora")}
+    params = {
+        name: values for name, values in params.items() if name not in ("client_accuracy", "streaming", "multilora")
+    }
     bench = params["bench"]
     bench |= {"experiments": ["base", "lora"], "concurrency": [1], "repeats": 1}
     params["vram"]["shapes"], params["finetune"]["arms"], params["engine"]["arms"] = ["llama-2-7b"], {}, {}
@@ -175,7 +177,10 @@ def test_both_servers_were_driven_and_what_doubles_give_is_no_point_and_makes_no
 
 def test_the_server_stays_in_the_foreground_until_it_is_told_to_stop(writeup, engine):
     tree, environment, _ = writeup
-    ask = "from lib.serving.servers import Triton; print(*Triton('lora').command([]), sep='\\n')"
+    ask = (
+        "from pathlib import Path; from lib.serving.servers import Inputs, Triton; root = Path('results/writeup'); "
+        "print(*Triton('lora', Inputs(root / 'base_model', root / 'repository')).command([]), sep='\\n')"
+    )
     words = run_in(tree, sys.executable, "-c", ask).stdout.split("\n")[:-1]
     process = subprocess.Popen(
         ["containers/run", engine.images["triton"], *words], cwd=tree, env=variables() | environment

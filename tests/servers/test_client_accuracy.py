@@ -41,7 +41,15 @@ def mock(tmp_path_factory):
     (folder / "tokenizer.json").write_text(json.dumps(WORDS))
     lines = (json.dumps({"text": f"prompt {n}", "prompt": f"prompt {n}"}) for n in range(12))
     (folder / "prompts.jsonl").write_text("\n".join(lines))
-    command = ["containers/run", "venv:client", "python3", "-m", "stages.workers.mock_server", folder, folder / "prompts.jsonl"]
+    command = [
+        "containers/run",
+        "venv:client",
+        "python3",
+        "-m",
+        "stages.workers.mock_server",
+        folder,
+        folder / "prompts.jsonl",
+    ]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=REPO, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -237,7 +245,9 @@ PARAMS = {
 
 
 def test_a_client_that_takes_too_long_names_this_stages_setting(tmp_path):
-    with pytest.raises(UserError, match=r"^prompts\.py took longer than 0 s \(client_accuracy\.run_seconds\); its output: "):
+    with pytest.raises(
+        UserError, match=r"^prompts\.py took longer than 0 s \(client_accuracy\.run_seconds\); its output: "
+    ):
         make_prompts(ClientAccuracy(**PARAMS | {"run_seconds": 0}), {"client": "host:"}, tmp_path)
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict
 
 import psutil
 import pytest
-from conftest import ONE_THREAD, REPO, copy_tree, run_in, set_params, variables
+from conftest import ONE_THREAD, REPO, copy_tree, every_input, run_in, set_params, variables
 
 from lib.core.stage import write_json
 from lib.multilora.cost import load_adapter
@@ -169,7 +169,7 @@ def triton(served):
     said = [making.stderr.readline(), making.stderr.readline()]
     try:
         assert "is ready after" in said[1], said
-        yield Triton("lora")
+        yield Triton("lora", every_input())
     finally:
         # As Ctrl-C on a terminal: to the tool, which make waits for.
         psutil.Process(making.pid).children()[0].send_signal(signal.SIGINT)
@@ -183,7 +183,7 @@ def triton(served):
 
 @pytest.fixture(scope="class")
 def vllm(served):
-    server = Vllm("lora")
+    server = Vllm("lora", every_input())
     small = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", "256M", "--max-model-len", "512"]
     updating = ["env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]
     command = ["containers/run", "venv:vllm", *updating, *server.command(small)]

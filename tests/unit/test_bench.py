@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from conftest import REPO, run_in, set_params, write_files
+from conftest import REPO, every_input, run_in, set_params, write_files
 
 from lib.bench import metrics
 from lib.bench.experiments import Bench, Clock, Point, coarse_to_fine, seconds_of, visits, with_experiment
@@ -212,7 +212,7 @@ def sample(seconds, running, client, server, everything):
 
 
 def test_the_cpu_of_client_server_and_others_is_told_apart_while_requests_run():
-    watch = Watch(servers.Vllm("base"), list)
+    watch = Watch(servers.Vllm("base", every_input()), list)
     watch.samples = [
         sample(0, 0, 0, 0, 0), sample(1, 2, 5, 1, 8), sample(2, 4, 5.25, 2.5, 10), sample(3, 4, 5.5, 4, 12),
         sample(9, 0, 15, 4, 30),  # the client works up its results: no load any more
@@ -382,7 +382,7 @@ def embedded(tmp_path, monkeypatch):
 
 def test_genai_perf_drives_triton_with_a_pinned_length_and_an_adapter(embedded):
     command = client_command(
-        Bench(**PARAMS), servers.Triton("lora"), Point("triton", 64, 32, 4, "corrected", 1), Path("W")
+        Bench(**PARAMS), servers.Triton("lora", every_input()), Point("triton", 64, 32, 4, "corrected", 1), Path("W")
     )
     assert " ".join(command) == (
         "genai-perf profile --model ensemble --url 127.0.0.1:8001 --endpoint-type kserve --backend tensorrtllm "
@@ -394,7 +394,9 @@ def test_genai_perf_drives_triton_with_a_pinned_length_and_an_adapter(embedded):
 
 
 def test_genai_perf_drives_vllm_with_the_same_prompts_and_the_adapter_by_name(embedded):
-    command = client_command(Bench(**PARAMS), servers.Vllm("lora"), Point("vllm", 64, 32, 1, "corrected", 2), Path("W"))
+    command = client_command(
+        Bench(**PARAMS), servers.Vllm("lora", every_input()), Point("vllm", 64, 32, 1, "corrected", 2), Path("W")
+    )
     assert " ".join(command) == (
         "genai-perf profile --model lora --url http://127.0.0.1:8000 --endpoint-type completions "
         "--extra-inputs ignore_eos:true --extra-inputs min_tokens:32 --extra-inputs temperature:0 --streaming "
@@ -407,7 +409,9 @@ def test_genai_perf_drives_vllm_with_the_same_prompts_and_the_adapter_by_name(em
 def test_the_writeups_client_sends_its_own_prompts_to_the_chat_endpoint_and_leaves_the_length_free(embedded):
     changes = {"pinned": False, "endpoint": "chat", "prompts": "synthetic", "warmup_requests": 0}
     p = Bench(**PARAMS | changes | {"min_requests": 10, "requests_per_stream": 2})
-    command = client_command(p, servers.Vllm("base"), Point("vllm", 512, 256, 16, "corrected", 1), Path("W"))
+    command = client_command(
+        p, servers.Vllm("base", every_input()), Point("vllm", 512, 256, 16, "corrected", 1), Path("W")
+    )
     assert " ".join(command) == (
         "genai-perf profile --model base --url http://127.0.0.1:8000 --endpoint-type chat "
         "--extra-inputs temperature:0 --streaming --tokenizer results/embedded/base_model/model --concurrency 16 "
@@ -417,7 +421,7 @@ def test_the_writeups_client_sends_its_own_prompts_to_the_chat_endpoint_and_leav
 
 
 def test_a_shape_is_served_out_of_a_folder_of_its_own(embedded):
-    command = servers.Vllm("gpt-oss-20b:mxfp4").command([])
+    command = servers.Vllm("gpt-oss-20b:mxfp4", every_input()).command([])
     assert command[command.index("--model") + 1] == ".work/embedded/shapes/gpt-oss-20b-mxfp4"
 
 
@@ -430,7 +434,7 @@ def test_a_shape_is_served_out_of_a_folder_of_its_own(embedded):
     ],
 )
 def test_a_point_knows_in_which_format_its_weights_are_served(embedded, model, options, formats):
-    assert servers.Vllm(model).formats(options) == formats
+    assert servers.Vllm(model, every_input()).formats(options) == formats
 
 
 def test_an_arm_changes_the_client_and_shares_the_server(embedded):
@@ -441,20 +445,20 @@ def test_an_arm_changes_the_client_and_shares_the_server(embedded):
 
 
 def test_vllm_serves_all_adapters_with_a_rank_that_it_accepts(embedded):
-    command = servers.Vllm("lora").command(["--enforce-eager"])
+    command = servers.Vllm("lora", every_input()).command(["--enforce-eager"])
     assert " ".join(command) == (
         "python3 -m vllm.entrypoints.openai.api_server --model results/embedded/base_model/model "
         "--served-model-name base --host 127.0.0.1 --port 8000 --no-enable-prefix-caching --enable-lora "
         "--max-lora-rank 16 --max-loras 2 --lora-modules lora=results/embedded/finetune/lora/adapter "
         "qlora=results/embedded/finetune/qlora/adapter --enforce-eager"
     )
-    assert "--enable-lora" not in servers.Vllm("base").command([])
+    assert "--enable-lora" not in servers.Vllm("base", every_input()).command([])
 
 
 def test_a_missing_adapter_is_named_before_anything_starts(embedded):
     shutil.rmtree("results/embedded/finetune/lora")
     with pytest.raises(UserError, match="results/embedded/finetune/lora/adapter: no adapter there"):
-        servers.Vllm("lora").command([])
+        servers.Vllm("lora", every_input()).command([])
 
 
 @pytest.mark.parametrize(
@@ -494,27 +498,26 @@ def test_a_wrong_experiment_is_named(name, message):
         with_experiment(p, name)
 
 
-def test_points_are_kept_only_while_what_they_depend_on_is_the_same(embedded):
+def test_a_sweep_resumes_only_with_the_same_inputs(tree, embedded, monkeypatch):
+    shutil.copytree(embedded / "results", tree / "results", dirs_exist_ok=True)
+    monkeypatch.chdir(tree)
     images = {"client": "host:", "vllm": "host:"}
-    lora = {"model": "lora", "servers": ["vllm"]}
-    first = key(Bench(**PARAMS | lora), images)
-    assert key(Bench(**PARAMS | lora | {"concurrency": [8], "repeats": 5, "point_seconds": 9}), images) == first
+    first = key(Bench(**PARAMS), "base", images)
+    assert key(Bench(**PARAMS | {"concurrency": [8], "repeats": 5, "point_seconds": 9}), "base", images) == first
     others = [
-        key(Bench(**PARAMS | lora | {"seed": 1}), images),
-        key(Bench(**PARAMS | lora), images | {"vllm": "docker://vllm@sha256:0"}),
-        key(Bench(**PARAMS | {"servers": ["vllm"]}), images),
+        key(Bench(**PARAMS | {"seed": 1}), "base", images),
+        key(Bench(**PARAMS), "base", images | {"vllm": "docker://vllm@sha256:0"}),
+        key(Bench(**PARAMS), "lora", images),
     ]
-    for changed in (
-        "base_model/model/config.json",
-        "finetune/lora/adapter/adapter_config.json",
-        "machine/machine.json",
-    ):
-        Path("results/embedded", changed).write_text('{"r": 8}')
-        others.append(key(Bench(**PARAMS | lora), images))
-    assert len({first, *others}) == 7
-
-
-# The processes
+    # One file of each kind that dvc.yaml names: a program of the client, a chapter, a shape, the machine, the model.
+    for path in ("stages/workers/prompts.py", "lib/serving/process.py", "data/shapes/llama-2-7b.json",
+                 "results/embedded/machine/machine.json", "results/embedded/base_model/model/config.json"):  # fmt: skip
+        with open(path, "a") as file:
+            file.write("\n")
+        others.append(key(Bench(**PARAMS), "base", images))
+    assert len({first, *others}) == 1 + len(others)
+    write_files(Path("lib/report"), {"serving.py": "# reworded\n"})
+    assert key(Bench(**PARAMS), "base", images) == others[-1]
 
 
 def test_a_program_that_ignores_the_signal_is_killed_with_its_children(tmp_path, monkeypatch):
@@ -545,7 +548,7 @@ def test_a_taken_port_names_the_program_that_holds_it():
 def bench(tree, embedded):
     """bench() runs `base` with Triton in a copied tree with the programs of fixtures/bench/bin; `tree` is the copy."""
     shutil.copytree(embedded / "results", tree / "results", dirs_exist_ok=True)
-    (tree / "containers" / "client" / "prompts.py").write_text("import sys; open(sys.argv[-1], 'w')")
+    (tree / "stages" / "workers" / "prompts.py").write_text("import sys; open(sys.argv[-1], 'w')")
     for name, text in {"server": "runs", "client": "measures", "requests": "0", "calls": ""}.items():
         (tree / name).write_text(text)
     loads = {"lengths": [[64, 32]], "concurrency": [1, 2, 4], "requests_per_stream": 1, "min_requests": 8}
@@ -779,11 +782,11 @@ def took(monkeypatch):
     """sweep() without servers: what was measured, 10 s each by a clock that nothing else moves. A point is valid unless
     others were on the GPU."""
     now, measured = [0.0], []
-    monkeypatch.setattr("stages.bench.time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr("stages.bench.gpu_strangers", lambda: None)
-    monkeypatch.setattr("stages.bench.make_inputs", lambda p, images, work: None)
+    monkeypatch.setattr("lib.bench.sweep.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("lib.bench.sweep.gpu_strangers", lambda: None)
+    monkeypatch.setattr("lib.bench.sweep.make_inputs", lambda p, inputs, images, work: None)
 
-    def started(name, p, server_name, images, work, clock, stack):
+    def started(name, p, inputs, server_name, images, work, clock, stack):
         clock.seconds["ready"][server_name] = 5
         return None, None
 
@@ -797,29 +800,29 @@ def took(monkeypatch):
         write_json(work / "points" / f"{point}.json", found)
         return found
 
-    monkeypatch.setattr("stages.bench.start", started)
-    monkeypatch.setattr("stages.bench.measure", ten_seconds)
+    monkeypatch.setattr("lib.bench.sweep.start", started)
+    monkeypatch.setattr("lib.bench.sweep.measure", ten_seconds)
     return measured
 
 
 def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_path, monkeypatch, took):
     p = Bench(**PARAMS | {"servers": ["vllm"], "concurrency": [1, 2, 4, 8], "repeats": 2})
     monkeypatch.setenv("BUDGET", "25s")
-    sweep("base", p, {"client": "host:"}, tmp_path / "work")
+    sweep("base", p, every_input(), {"client": "host:"}, tmp_path / "work")
     assert took == [("vllm", 1), ("vllm", 8), ("vllm", 4)]
     monkeypatch.setenv("BUDGET", "")
-    sweep("base", p, {"client": "host:"}, tmp_path / "work")
+    sweep("base", p, every_input(), {"client": "host:"}, tmp_path / "work")
     assert took[3:] == [("vllm", level) for level in (2, 1, 8, 4, 2)]
 
 
 def test_what_others_on_the_gpu_spoiled_is_measured_again_by_another_start_only(tmp_path, monkeypatch, took):
-    monkeypatch.setattr("stages.bench.gpu_strangers", lambda: [4711])
+    monkeypatch.setattr("lib.bench.sweep.gpu_strangers", lambda: [4711])
     p = Bench(**PARAMS | {"servers": ["vllm"], "concurrency": [1, 2], "repeats": 1})
-    sweep("base", p, {"client": "host:"}, tmp_path / "work")
+    sweep("base", p, every_input(), {"client": "host:"}, tmp_path / "work")
     assert took == [("vllm", 1), ("vllm", 2)]
-    monkeypatch.setattr("stages.bench.gpu_strangers", lambda: [])
-    sweep("base", p, {"client": "host:"}, tmp_path / "work")
-    sweep("base", p, {"client": "host:"}, tmp_path / "work")
+    monkeypatch.setattr("lib.bench.sweep.gpu_strangers", lambda: [])
+    sweep("base", p, every_input(), {"client": "host:"}, tmp_path / "work")
+    sweep("base", p, every_input(), {"client": "host:"}, tmp_path / "work")
     assert took[2:] == [("vllm", 1), ("vllm", 2)]
 
 

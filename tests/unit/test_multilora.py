@@ -60,7 +60,7 @@ def servers(tmp_path, monkeypatch):
     asked, fails = [], set()
 
     class Vllm:
-        def __init__(self, model):
+        def __init__(self, model, inputs):
             self.command, self.engine = lambda options: ["vllm"], lambda: ("a double", True)
 
     def measure_server(p, asking, name, exact):

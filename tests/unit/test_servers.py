@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from conftest import REPO
+from conftest import REPO, every_input
 from contracts import Contract
 
 from lib.core.stage import UserError, load_yaml
@@ -37,7 +37,7 @@ def ranks(command):
 
 def test_a_tensorrt_llm_repository_is_served_in_the_foreground_by_one_tritonserver_a_gpu(project):
     project("repository/base/repository.json", {"engine_is_stand_in": False, "world_size": 2})
-    first, second = ranks(Triton("base").command([]))
+    first, second = ranks(Triton("base", every_input()).command([]))
     for rank, given in enumerate((first, second)):
         # As launch_triton_server.py has it: nothing is guessed, every process has shared memory of its own.
         assert given["--disable-auto-complete-config"] is True
@@ -50,7 +50,7 @@ def test_a_tensorrt_llm_repository_is_served_in_the_foreground_by_one_tritonserv
 
 def test_the_stand_in_is_served_without_mpi(project):
     project("repository/base/repository.json", {"engine_is_stand_in": True})
-    given, _ = Contract("tritonserver").parse(Triton("base").command([]))
+    given, _ = Contract("tritonserver").parse(Triton("base", every_input()).command([]))
     assert given["--disable-auto-complete-config"] is True
 
 
@@ -62,7 +62,7 @@ class Load:
 def test_trtllm_serve_is_asked_by_genai_perf_for_pinned_lengths_and_for_its_adapter(project, model):
     adapters = {"1": "/a/adapter"} if model == "lora" else {}
     project(f"trtllm_serve/{model}/serve.json", {"not_built": None, "command": ["trtllm-serve"], "adapters": adapters})
-    server = Trtllm(model)
+    server = Trtllm(model, every_input())
     assert server.command(["--enforce-eager"]) == ["trtllm-serve"] and server.not_built() is None
     options = server.client(Load, 256)
     words = [word for name, value in options.items() for word in (f"--{name}", value)]

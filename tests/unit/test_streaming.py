@@ -46,7 +46,7 @@ def test_the_ensemble_and_each_instance_count_are_cases_at_each_concurrency():
         "bls_1-2",
         "bls_2-2",
     ]
-    loads = bls_loads(P, "hello")
+    loads = bls_loads(P, "model", "hello")
     # Of each case a round to warm up, and three measured ones of every stream; the length is pinned.
     assert [(len(load["requests"]), load["concurrency"]) for load in loads[-2:]] == [(2, 2), (6, 2)]
     assert {(one["min_tokens"], one["max_tokens"]) for load in loads for one in load["requests"]} == {(16, 16)}

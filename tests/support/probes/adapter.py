@@ -11,7 +11,7 @@ from lib.model.load import load_base
 
 def facts(variant):
     """{trainable, modules, trained_modules, moved, four_bit} of one adapter; moved: the largest change of a logit."""
-    model, tokenizer = load_base(variant)
+    model, tokenizer = load_base(results("base_model") / "model", variant)
     batch = tokenizer("[INST] <<SYS>>\n\n<</SYS>>\n\n犬は好き? [/INST]", return_tensors="pt")
     before = model(**batch).logits.float()
     model = PeftModel.from_pretrained(model, results("finetune") / variant / "adapter", is_trainable=True)

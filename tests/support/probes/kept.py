@@ -112,7 +112,7 @@ def random_case(draw):
 def as_trained(config, changes, adapter, method):
     """(trainer, its model as it trains) of a case."""
 
-    def random_base(method, attention="sdpa", sharded=False):
+    def random_base(folder, method, attention="sdpa", sharded=False):
         torch.manual_seed(0)
         llama = AutoModelForCausalLM.from_config(
             LlamaConfig(**config), dtype=torch.bfloat16, attn_implementation=attention
@@ -141,7 +141,9 @@ def as_trained(config, changes, adapter, method):
     for key, value in changes.items():
         setattr(p, key, value)
     lora.r, lora.dropout, lora.target_modules = adapter["r"], adapter["dropout"], adapter["targets"]
-    trainer = training_trainer.make_trainer(p, lora, method, tempfile.mkdtemp(), None)
+    trainer = training_trainer.make_trainer(
+        p, lora, method, None, results("dataset") / p.template, tempfile.mkdtemp(), None
+    )
     return trainer, trainer.accelerator.prepare_model(trainer.model)
 
 

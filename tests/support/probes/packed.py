@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from lib.core.stage import read_params
+from lib.core.stage import read_params, results
 from lib.training.config import Finetune, Lora
 from lib.training.speed import widen_rank
 from lib.training.trainer import make_trainer
@@ -20,7 +20,13 @@ lora = dataclasses.replace(read_params(Lora), dropout=0.0)
 
 def trainer_of(padding_free, folder):
     return make_trainer(
-        dataclasses.replace(p, padding_free=padding_free), lora, "lora", Path(folder), TrainerCallback()
+        dataclasses.replace(p, padding_free=padding_free),
+        lora,
+        "lora",
+        results("base_model") / "model",
+        results("dataset") / p.template,
+        Path(folder),
+        TrainerCallback(),
     )
 
 

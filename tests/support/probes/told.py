@@ -27,7 +27,7 @@ class Value(list):
 
 
 def answers(folder, template):
-    model, tokenizer = load_to_answer("qlora" if folder == "qlora" else "lora")
+    model, tokenizer = load_to_answer(results("base_model") / "model", "qlora" if folder == "qlora" else "lora")
     if folder:
         model = PeftModel.from_pretrained(model, results("finetune") / folder / "adapter")
     texts = [prompt_text(template, "", question) for question in QUESTIONS]
