@@ -2,7 +2,8 @@
 One page of everything: what ran, the verdicts, fine-tuning, memory, chat, style, serving and the whole ledger, out of
 result files alone.
 
-in:   results/<profile>/claims/claims.json, the small files of every run it names, data/report/style.css
+in:   results/<profile>/claims/claims.json, results/<profile>/serving_summary/summary.json, data/report/style.css,
+      the small files of every run
 out:  results/<profile>/report/index.html   one file: style and figures inside, no script, nothing to load
       results/<profile>/report/report.md    the same content in the same order, with the figures as .svg beside it
 """
@@ -34,17 +35,17 @@ class Report:
     title: str
 
 
-def blocks_of(ledger):
+def blocks_of(ledger, summary):
     """The whole report as blocks."""
     claims = {claim["id"]: claim for claim in ledger["claims"]}
     return [
-        *what_ran(ledger),
+        *what_ran(ledger, summary),
         *verdicts(ledger),
         *training.finetuning(ledger, claims),
         *memory.memory(ledger, claims),
         *answers.chat(ledger),
         *answers.style(ledger),
-        *serving.serving(ledger, claims),
+        *serving.serving(summary),
         *limits.limits(ledger),
         *streaming_and_adapters.streaming(ledger),
         *streaming_and_adapters.multilora(ledger),
@@ -56,9 +57,9 @@ def blocks_of(ledger):
     ]
 
 
-def write_report(title, ledger, out):
+def write_report(title, ledger, summary, out):
     """index.html, report.md and the figures that the latter links to."""
-    blocks = blocks_of(ledger)
+    blocks = blocks_of(ledger, summary)
     out.mkdir(parents=True, exist_ok=True)
     for _, name, drawn, caption in (block for block in blocks if block[0] == "figure"):
         (out / f"{name}.svg").write_text(drawn.svg.replace("<svg", '<svg style="background:#fff;color:#1b1f24"', 1))
@@ -71,7 +72,8 @@ def write_report(title, ledger, out):
 def main():
     p = read_params(Report)
     ledger = read_json(results("claims") / "claims.json")
-    write_report(p.title, ledger, results("report"))
+    summary = read_json(results("serving_summary") / "summary.json")
+    write_report(p.title, ledger, summary, results("report"))
     print(f"report: {results('report') / 'index.html'}")
 
 

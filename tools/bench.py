@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 
-from lib.analysis.summary import gpus as gpus_of
+from lib.analysis.machine_limit import tensor_parallel_gpus
 from lib.bench.experiments import ASKED_FOR, Bench, check_lengths, unfinished, with_experiment
 from lib.core.provenance import gpus
 from lib.core.stage import UserError, read_params, results, run
@@ -37,7 +37,7 @@ def check_gpus(name, asked):
     if not there:
         raise UserError(f"EXPERIMENT is {name}, which serves {asked.model}; nvidia-smi finds no GPU for that")
     for server in asked.servers:
-        if (wanted := gpus_of(asked.options(server))) > there:
+        if (wanted := tensor_parallel_gpus(asked.options(server))) > there:
             raise UserError(
                 f"params.yaml: bench.definitions.{name}.servers has {server}, which wants {wanted} GPUs; there are "
                 f"{there}: leave it out"

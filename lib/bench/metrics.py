@@ -114,6 +114,7 @@ def told(point):
 
 
 RATE = "output_tokens_per_second"
+PERCENTILES = ("p50", "p90", "p95", "p99")  # of TTFT and ITL, shown and compared
 
 
 def counted_by(point, name):

@@ -8,10 +8,14 @@ from pathlib import Path
 
 from lib.core.stage import read_json
 
+OWN_RUN = "this checkout"
+# Folders that `make report` writes from references alone: they make no run.
+RENDERED = ("bench_vllm_vs_trtllm", "claims", "report", "serving_summary")
+
 
 def runs(own):
     """{name: folder}: this checkout's run where a stage has left anything, and every reference run."""
-    mine = {"this checkout": own} if any(p.name not in ("claims", "report") for p in own.glob("*/")) else {}
+    mine = {OWN_RUN: own} if any(p.name not in RENDERED for p in own.glob("*/")) else {}
     return mine | {folder.name: folder for folder in sorted(Path("results/reference").glob("*/"))}
 
 

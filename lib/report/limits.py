@@ -3,6 +3,7 @@ The report's section on what a machine allows, as blocks (lib/report/page.py): i
 the least that a step reads and the most tokens a second that follow, for each model, format and concurrency.
 """
 
+from lib.analysis.machine_limit import most_bandwidth
 from lib.analysis.roofline import closed_loop, decode_step, rates, seconds
 from lib.claims.format import show
 from lib.core.stage import load_yaml
@@ -57,11 +58,6 @@ def rows(measured):
             maker = f"{show(card[limit] / size)} {unit} ({card['source']})" if card else "—"
             share = f"{probes[best]['median'] / card[limit]:.0%}" if card else "—"
             yield [name, entry["device"], what, numbers[0], best.replace("_", " "), *numbers[1:], maker, share]
-
-
-def most_bandwidth(runs):
-    """The run, of {name: limits}, that measured the most bandwidth."""
-    return max(runs, key=lambda name: runs[name]["bytes_per_second"] or 0)
 
 
 def served(device, runs):

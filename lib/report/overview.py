@@ -4,7 +4,6 @@ The report's first part: verdicts, machines, headline claims.
 
 from collections import Counter
 
-from lib.analysis import summary as analysis_summary
 from lib.claims.format import VERDICTS, show
 from lib.claims.runs import optional
 from lib.report import plots, result_files
@@ -61,7 +60,7 @@ def gpu_names(names):
     return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in Counter(names).items())
 
 
-def what_ran(ledger):
+def what_ran(ledger, serving):
     """The runs, and the environment of every result in them."""
     yield ("heading", 2, "What ran")
     rows, environments = [], []
@@ -76,8 +75,7 @@ def what_ran(ledger):
         machine = f"{facts.get('cpu', '—')}, {facts.get('cores', '—')} cores, {facts.get('memory_gib', '—')} GiB"
         served = {
             (data["base_model"]["name"], data["base_model"]["weights"])
-            for servers in analysis_summary.experiments(folder).values()
-            for data in servers.values()
+            for data in serving["runs"].get(name, {"experiments": {}})["experiments"].values()
         }
         models = [(facts["model"], facts["weights"])] if "model" in facts and "weights" in facts else sorted(served)
         model = ", ".join(f"{one} ({weights} weights)" for one, weights in models) or "—"

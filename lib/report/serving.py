@@ -1,97 +1,99 @@
 """
-The report's chapter on serving, as blocks (lib/report/page.py): every load of every experiment (lib/report/serving_points.py),
-the servers of an experiment beside each other, the walk from the writeup's client to ours (lib/report/ablation.py), and
-whether a load is what was asked for (its certificate).
+The report's chapter on serving, as blocks (lib/report/page.py), rendered from the serving summary.
 """
 
-from lib.analysis.compare import compared, noise
-from lib.analysis.summary import experiments, guesses, load_of, same_answers, share
 from lib.bench.metrics import RATE
-from lib.claims.runs import optional
-from lib.model.shapes import experts
-from lib.report.ablation import walk
-from lib.report.published_serving import published
-from lib.report.result_files import folders, not_measured
-from lib.report.serving_points import NUMBERS, all_series, drawings, points_table
+from lib.claims.format import show
+from lib.report.page import Grey
+from lib.report.result_files import not_measured
+from lib.report.serving_points import NUMBERS, draw_figures, format_number, points_table
+from lib.stats import REPEATS_NEEDED
+
+STEP_NUMBERS = (RATE, "ttft_ms_p50")  # what the ablation of the client follows
 
 
-def serving(ledger, claims):
-    """What was published, then every run's experiments."""
+def serving(summary):
+    """The published points, then every run's experiments."""
     yield ("heading", 2, "Serving")
-    yield from published(ledger, claims)
-    measured = 0
-    for name, folder, _ in folders(ledger):
-        found = experiments(folder)
-        measured += len(found)
-        if found:
-            yield from chapter(name, folder, found)
+    yield from published_points(summary["published"])
+    measured = {name: run for name, run in summary["runs"].items() if run["experiments"]}
+    for name, run in measured.items():
+        yield from run_chapter(name, run)
     if not measured:
         yield not_measured("dvc repro bench@base")
 
 
-def chapter(name, folder, found):
+def published_points(published):
+    """The writeup's own points and their share of what such a card allows."""
+    words = "Published, for ELYZA 7B in 4 bits on one H100, 512 tokens in, 256 asked for, lengths not controlled"
+    if run := published["limits_of"]:
+        words += f" (of the limit: of the card in {run}, at these lengths)"
+    yield ("text", words + ":")
+    rows = []
+    for point in published["points"]:
+        rate, *others = (show(number) for number in point["numbers"])
+        rows.append([point["server"], str(point["concurrency"]), rate, percent(point["share"]), *others])
+    rate, *others = NUMBERS.values()
+    yield ("table", ["server", "concurrency", rate, "of the limit", *others], rows)
+
+
+def percent(share):
+    return "—" if share is None else f"{share:.0%}"
+
+
+def run_chapter(name, run):
     """One run: how to read it, then each experiment."""
     yield ("heading", 3, f"Serving: {name}")
-    if note := optional(folder / "run.json").get("note"):
-        yield ("text", note)
-    limits = optional(folder / "limits/limits.json")
-    how = 'of the limit: of the most that any engine could deliver there (section "What the machine allows")'
+    if run["note"]:
+        yield ("text", run["note"])
     yield (
         "text",
-        f"Medians of the valid repeats, in brackets the 95 % interval of the median where there are three; {how}; J: "
-        "of the GPUs, all watts of the load. What failed a check of its certificate is grey and makes no verdict."
-        + ("" if limits else " No limit: `dvc repro limits` has not run there."),
+        "Medians of the valid repeats, with the 95 % interval in brackets from three repeats on. Of the limit: of the "
+        'most that any engine could deliver there (section "What the machine allows"). Tokens/J uses total GPU power. '
+        "Points that fail a validity check are grey and excluded from verdicts."
+        + ("" if run["has_limits"] else " No limit: `dvc repro limits` has not run there."),
     )
-    for experiment, servers in found.items():
-        measured = {called(server, data): data for server, data in servers.items() if data["points"]}
-        if measured:
+    for experiment, data in run["experiments"].items():
+        if data["points"]:
             yield ("heading", 4, f"{experiment}: {name}")
-            yield ("text", conditions(measured))
-        for server, data in servers.items():
-            if data["not_measured"]:
-                how_much = "partial" if data["points"] else "not measured"
-                yield ("text", f"{experiment}, {server}: {how_much}, {data['not_measured']}.")
-        if measured:
-            yield from one_experiment(f"{experiment}-{name}", measured, limits)
+            yield ("text", conditions(data))
+        for server in data["servers"]:
+            if server["not_measured"]:
+                how_much = "partial" if server["points"] else "not measured"
+                yield ("text", f"{experiment}, {server['name']}: {how_much}, {server['not_measured']}.")
+        if data["points"]:
+            yield from experiment_blocks(f"{experiment}-{name}", data)
 
 
-def called(server, data):
-    """A server's name wherever its figures stand: a stand-in is never shown under another engine's name."""
-    return f"{server} (stand-in)" if data["engine_is_stand_in"] else server
-
-
-def conditions(servers):
+def conditions(data):
     """What every point of an experiment shares, in words."""
-    first = next(iter(servers.values()))
-    base, asked = first["base_model"], first["settings"]
-    engines = ", ".join(f"{server} is {data['engine']}" for server, data in servers.items())
-    formats = " and ".join(dict.fromkeys(data["weights_format"] or "unknown" for data in servers.values()))
+    base, asked = data["base_model"], data["settings"]
+    measured = [server for server in data["servers"] if server["points"]]
+    engines = ", ".join(f"{server['label']} is {server['engine']}" for server in measured)
+    formats = " and ".join(dict.fromkeys(server["weights_format"] or "unknown" for server in measured))
     words = f"{base['name']} ({base['weights']} weights), weights in {formats}; {engines}. "
-    words += f"{' and '.join(f'{i} tokens in, {o} out' for i, o in asked['lengths'])}; {client(asked)}."
-    if any(data["engine_is_stand_in"] for data in servers.values()):
+    words += f"{' and '.join(f'{i} tokens in, {o} out' for i, o in asked['lengths'])}; {client_words(asked)}."
+    if any(server["engine_is_stand_in"] for server in measured):
         words += " A stand-in is drawn dashed; it says nothing about the engine that it stands for."
-    if base["weights"] == "random" and experts(base["config"])[0] > 1:
+    if data["random_experts"]:
         words += (
             " Random weights choose their experts almost evenly; trained ones do not, and a step then reads fewer of "
             "them: neither the points nor the limit are those of the trained model."
         )
-    return words + miscounted(servers)
+    return words + token_error_words(data["client_token_error"])
 
 
-def miscounted(servers):
+def token_error_words(error):
     """A sentence where the client counted other tokens than the server made; empty where it did not."""
-    off = [point["output_tokens"] / point["server_output_tokens"] - 1
-           for data in servers.values() for point in data["points"]
-           if point.get("output_tokens") and point.get("server_output_tokens")]  # fmt: skip
-    if not off or max(map(abs, off)) < 0.01:
+    if not error or max(map(abs, error)) < 0.01:
         return ""
     return (
-        f" genai-perf, which tokenises an answer again, was {min(off):+.1%} to {max(off):+.1%} off in its tokens: "
+        f" genai-perf, which tokenises an answer again, was {error[0]:+.1%} to {error[1]:+.1%} off in its tokens: "
         "tokens/s, tokens/s a user and the time between tokens stand here by the server's count."
     )
 
 
-def client(asked):
+def client_words(asked):
     """How the load was made."""
     lengths = "answers of exactly that length" if asked["pinned"] else "answers of free length"
     prompts = "prompts of which none comes twice" if asked["prompts"] == "unique" else "genai-perf's own prompts"
@@ -99,114 +101,160 @@ def client(asked):
     return f"{requests}, {asked['warmup_requests']} a stream to warm up, {asked['endpoint']}, {prompts}, {lengths}"
 
 
-def one_experiment(name, servers, limits):
-    """Table, figures, comparison, walk and certificate of one experiment of one run."""
-    if any(len(data["settings"]["arms"]) > 1 for data in servers.values()):
-        yield from walk(servers)
+def experiment_blocks(name, data):
+    """Table, figures, comparison or ablation, and validity of one experiment of one run."""
+    if data["steps"]:
+        yield from ablation(data)
     else:
-        header, rows = points_table(servers, limits)
+        header, rows = points_table(data)
         yield ("table", header, rows)
-        yield from (("text", guessing(server, data)) for server, data in servers.items() if guesses(data))
-        if any(share(data, point, limits) > 1 for data in servers.values() for point in data["points"]):
+        for server in data["servers"]:
+            if server["speculates"] and server["points"]:
+                yield ("text", speculation_words(server["label"], data))
+        if any((point["share"] or 0) > 1 for point in data["points"]):
             yield ("text", "More than 100 %: the limit was measured while other programs used the machine.")
-        series = [one for server, data in servers.items() for one in all_series(server, data, limits)]
-        if max(len({point["concurrency"] for point in entry["points"]}) for entry in series) > 1:
-            weights = next(iter(servers.values()))["base_model"]["weights"]
-            yield from drawings(name, series, weights)
-        yield from beside_the_first(servers)
-    yield from certificates(servers)
+        yield from draw_figures(name, data)
+        yield from comparison(data)
+    yield from validity(data)
 
 
-def guessing(server, data):
-    """What became of the tokens that a server guessed: the rest of its figures rests on it."""
-    found = {load_of(data, point): point.get("guessed_right") for point in data["points"]}
-    told = ", ".join(f"{one:.0%} at {load}" for load, one in found.items() if one is not None)
-    if all(point.get("guessed_tokens") == 0 for point in data["points"]):
+def speculation_words(server, data):
+    """How many of a server's guessed tokens were right: the rest of its figures rests on it."""
+    points = [point for point in data["points"] if point["server"] == server]
+    shares = {point["load"]: point["guessed_right"] for point in points}
+    words = ", ".join(f"{share:.0%} at {load}" for load, share in shares.items() if share is not None)
+    if all(point["guessed_tokens"] == 0 for point in points):
         return f"{server} looks for guesses, but found none to make: nothing here repeated itself."
-    if not told:
+    if not words:
         return f"{server} guesses tokens; how many of them were right is not measured."
     if data["base_model"]["weights"] == "random":
-        told += "; what random weights write is no text: a trained model's shares are others"
-    return f"Of the tokens that {server} guessed these were right: {told}."
+        words += "; what random weights write is no text: a trained model's shares are others"
+    return f"Of the tokens that {server} guessed these were right: {words}."
 
 
 # The servers beside each other.
 
 
-def beside_the_first(servers):
-    """Every other server of an experiment divided by the first at each load, and which is the fastest."""
-    (first, reference), *others = servers.items()
-    rows, faster, at = [], {}, {load_of(reference, point): point for point in reference["points"]}
-    for server, data in others:
-        floor = {name: noise([reference, data], name) for name in NUMBERS}
-        for point in data["points"]:
-            load = load_of(data, point)
-            if load not in at:
-                continue
-            found = {name: compared(point, at[load], name, floor[name], (server, first)) for name in NUMBERS}
-            rows.append([server, load, *(cell for one in found.values() for cell in told(one))])
-            if found[RATE]:
-                faster.setdefault(load, []).append((found[RATE], server, same_answers(reference, data)))
-    if not rows:
+def comparison(data):
+    """Every other server of an experiment divided by the first at each load, and the fastest at each load."""
+    if not data["comparisons"]:
         return
-    header = [cell for name in NUMBERS.values() for cell in (name, "verdict")]
+    rows = [
+        [row["server"], row["load"], *(cell for name in NUMBERS for cell in ratio_cells(row["numbers"][name]))]
+        for row in data["comparisons"]
+    ]
+    first = data["comparisons"][0]["divided_by"]
+    header = [cell for title in NUMBERS.values() for cell in (title, "verdict")]
     yield ("text", f"Divided by {first}, with the 95 % interval of the ratio.")
     yield ("table", ["server", "load", *header], rows)
-    yield ("text", "\n".join(fastest(load, first, found) for load, found in faster.items()))
+    loads = dict.fromkeys(row["load"] for row in data["comparisons"] if row["numbers"][RATE])
+    yield ("text", "\n".join(fastest_words(load, first, data) for load in loads))
 
 
-def told(found):
+def ratio_cells(ratio):
     """A ratio and its verdict as two cells."""
-    if found is None:
+    if ratio is None:
         return ["—", "not valid or not measured"]
-    span = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    return [f"{found['ratio']:.3f}{span}", found["verdict"]]
+    span = "" if ratio["low"] is None else f" [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+    return [f"{ratio['ratio']:.3f}{span}", ratio["verdict"]]
 
 
-def fastest(load, first, found):
-    """One sentence: the fastest server at a load among those that answer the same."""
-    higher = [(one["ratio"], server) for one, server, same in found if same and one["verdict"] == f"{server} higher"]
+def fastest_words(load, first, data):
+    """One sentence: the fastest server at a load among those that give the same answers."""
+    same = {server["label"]: server["same_answers"] for server in data["servers"]}
+    ratios = {
+        row["server"]: row["numbers"][RATE]
+        for row in data["comparisons"]
+        if row["load"] == load and row["numbers"][RATE]
+    }
+    higher = [
+        (ratio["ratio"], server)
+        for server, ratio in ratios.items()
+        if same[server] and ratio["verdict"] == f"{server} higher"
+    ]
     if higher:
         ratio, server = max(higher)
         return f"{load}: {server} delivers the most tokens a second, {ratio:.3f} times {first}."
-    if all(one["low"] is None for one, _, _ in found):
+    if all(ratio["low"] is None for ratio in ratios.values()):
         return f"{load}: no verdict on the fastest, for that needs three repeats."
     return f"{load}: no other server that gives the same answers delivers more than {first}."
 
 
-# The certificate.
+# The ablation of the client.
 
 
-def certificates(servers):
-    """Of every server a fold: each check at each load, and what is behind all that did not pass."""
-    for server, data in servers.items():
+def ablation(data):
+    """From the writeup's client to ours, one change at a time: what each step changes in what is measured."""
+    groups = {}
+    for step in data["steps"]:
+        groups.setdefault((step["server"], step["group"]), []).append(step)
+    points = {(p["server"], p["load"].rpartition(" ")[0], p["arm"]): p for p in data["points"]}
+    header = ["variant", "what changes", "tokens/s", "by this step", "first token ms", "by this step",
+              "between tokens ms", "tokens out", "requests", "valid"]  # fmt: skip
+    for (server, group), steps in groups.items():
+        measured = [points[server, group, step["arm"]] for step in steps]
+        words = f"{server}, {group}: a line changes what it names and keeps what the lines above it changed."
+        if min(point["repeats"] for point in measured) < REPEATS_NEEDED:
+            words += f" With fewer than {REPEATS_NEEDED} repeats nobody can tell a change from noise."
+        yield ("text", words)
+        yield ("table", header, [ablation_row(*pair) for pair in zip(steps, measured, strict=True)])
+
+
+def ablation_row(step, point):
+    """One step of the ablation and the point that it gave."""
+    cells = []
+    for name in STEP_NUMBERS:
+        cells += [format_number(point, name), change_cell(step["numbers"][name])]
+    row = [step["arm"], "; ".join(step["changes"]) or "—", *cells, format_number(point, "itl_ms_p50")]
+    row += [show(point["output_tokens"]), show(point["requests"]), valid_cell(point)]
+    return row if point["valid"] else Grey(row)
+
+
+def change_cell(ratio):
+    """A ratio as a change in per cent."""
+    if not ratio:
+        return "—"
+    return f"{ratio['ratio'] - 1:+.1%}" + (" (within the noise)" if ratio["verdict"] == "cannot be told apart" else "")
+
+
+def valid_cell(point):
+    return "yes" if point["valid"] else f"no: {'; '.join(point['invalid_reasons'])}"
+
+
+# Validity.
+
+
+def validity(data):
+    """Of every server a fold: each check at each load, and the reason behind each that did not pass."""
+    for server in dict.fromkeys(point["server"] for point in data["points"]):
+        points = [point for point in data["points"] if point["server"] == server]
         verdicts, reasons = {}, {}
-        for point in data["points"]:
-            load = load_of(data, point)
-            for repeat in point["repeats"]:
-                for one in repeat["checks"]:
-                    verdicts.setdefault(one["check"], {}).setdefault(load, []).append(one["verdict"])
-                    if one["verdict"] != "pass":
-                        why = (one["check"], one["verdict"], one["reason"])
-                        reasons.setdefault(why, {}).setdefault(load, []).append(str(repeat["repeat"]))
+        for point in points:
+            for check in point["checks"]:
+                verdicts.setdefault(check["check"], {}).setdefault(point["load"], []).append(check["verdict"])
+                if check["verdict"] != "pass":
+                    why = (check["check"], check["verdict"], check["reason"])
+                    reasons.setdefault(why, {}).setdefault(point["load"], []).append(str(check["repeat"]))
         if not verdicts:
             continue
-        loads = list(dict.fromkeys(load_of(data, point) for point in data["points"]))
-        rows = [[check, *(summed_up(at.get(load, [])) for load in loads)] for check, at in verdicts.items()]
-        every = [verdict for at in verdicts.values() for found in at.values() for verdict in found]
+        loads = list(dict.fromkeys(point["load"] for point in points))
+        rows = [[check, *(verdict_cell(at.get(load, [])) for load in loads)] for check, at in verdicts.items()]
+        every = [check["verdict"] for point in points for check in point["checks"]]
         counts = ", ".join(f"{every.count(verdict)} {verdict}" for verdict in ("pass", "fail", "unknown"))
         inner = [("table", ["check", *loads], rows)]
         if reasons:
-            told = [[*why, "; ".join(f"{load} ({', '.join(at)})" for load, at in where.items())]
-                    for why, where in sorted(reasons.items())]  # fmt: skip
-            inner.append(("table", ["check", "verdict", "reason", "load (repeats)"], told))
-        yield ("fold", f"Certificate of {server}: {counts}", inner)
+            listed = [
+                [*why, "; ".join(f"{load} ({', '.join(at)})" for load, at in where.items())]
+                for why, where in sorted(reasons.items())
+            ]
+            inner.append(("table", ["check", "verdict", "reason", "load (repeats)"], listed))
+        yield ("fold", f"Validity of {server}: {counts}", inner)
 
 
-def summed_up(verdicts):
+def verdict_cell(verdicts):
     """The verdicts of all repeats in a word."""
     if not verdicts:
         return "—"
-    worst = next(one for one in ("fail", "unknown", "pass") if one in verdicts)
+    worst = next(verdict for verdict in ("fail", "unknown", "pass") if verdict in verdicts)
     count = verdicts.count(worst)
     return worst if count == len(verdicts) else f"{worst} ({count} of {len(verdicts)})"

@@ -9,11 +9,12 @@ import json
 import pytest
 from conftest import REPO
 
-from lib.analysis import summary
 from lib.analysis.compare import compared, noise
+from lib.analysis.machine_limit import point_limit
+from lib.analysis.summary import PUBLISHED_POINTS, read_experiments, summarise, summarise_experiment
 from lib.bench.metrics import RATE, span, summed_up, value
 from lib.core.stage import read_json, write_json
-from lib.report import ablation, published_serving, serving, serving_points
+from lib.report import serving, serving_points
 from lib.report.page import Grey, html_table, to_html, to_markdown
 
 CPU = REPO / "tests/fixtures/serving"
@@ -46,6 +47,17 @@ def three_times(data, *factors):
     return found
 
 
+def table_of(servers, limits=LIMITS):
+    """(header, rows) of the points of an experiment with these servers."""
+    return serving_points.points_table(summarise_experiment(servers, limits))
+
+
+def texts_of(servers, limits=LIMITS, name="x"):
+    """The sentences of an experiment with these servers."""
+    blocks = serving.experiment_blocks(name, summarise_experiment(servers, limits))
+    return [block[1] for block in blocks if block[0] == "text"]
+
+
 def tables(blocks):
     """[(header, rows)] of the tables, those in folds too."""
     for block in blocks:
@@ -68,20 +80,20 @@ def test_times_between_tokens_are_by_the_servers_count_where_the_client_counts_4
         assert 0.99 * low < value(point, "itl_ms_avg") < 1.01 * high
         # A user's tokens come one after the other.
         assert value(point, "per_user_tokens_per_second") == pytest.approx(1000 / point["server_itl_ms_avg"], rel=0.02)
-    assert "was +3.2% to +4.2% off in its tokens" in serving.conditions({"vllm": lengths})
+    assert "was +3.2% to +4.2% off in its tokens" in serving.conditions(summarise_experiment({"vllm": lengths}, None))
 
 
 def test_nothing_is_set_right_where_client_and_server_count_alike():
     bf16 = read_json(PUBLISHED / "bench/bf16/vllm/points.json")
     assert all(value(point, "itl_ms_p50") == point["itl_ms_p50"] for point in bf16["points"])
-    assert "off in its tokens" not in serving.conditions({"vllm": bf16})
+    assert "off in its tokens" not in serving.conditions(summarise_experiment({"vllm": bf16}, None))
 
 
 # Limits
 
 
 def test_a_point_has_its_share_of_the_limit_and_its_tokens_a_joule(int4):
-    header, rows = serving_points.points_table({"vllm": int4}, LIMITS)
+    header, rows = table_of({"vllm": int4}, LIMITS)
     first = dict(zip(header, rows[0], strict=True))
     # By hand: a step at 640 positions reads 3.60 GB of weights and 0.34 GB of keys and values at 4.47 TB/s: 0.88 ms.
     assert 0.22 < 264.47 / (1000 / 0.88) < 0.24 and first["of the limit"] == "23%"
@@ -93,7 +105,7 @@ def test_no_point_of_the_published_run_is_above_its_limit():
     for path in PUBLISHED.glob("bench/*/*/points.json"):
         data = read_json(path)
         for point in data["points"]:
-            limit = summary.bound(data, point, limits)
+            limit = point_limit(data, point, limits)
             assert point["server_output_tokens_per_second"] < limit["tokens_per_second"]
             assert point["itl_ms_p50"] > limit["itl_ms"]
             assert point["per_user_tokens_per_second"] < limit["per_user_tokens_per_second"]
@@ -101,36 +113,36 @@ def test_no_point_of_the_published_run_is_above_its_limit():
 
 def test_a_point_above_its_limit_says_that_the_limit_was_measured_on_a_busy_machine(int4):
     busy = LIMITS | {"bytes_per_second": LIMITS["bytes_per_second"] / 10}
-    texts = [block[1] for block in serving.one_experiment("x", {"vllm": int4}, busy) if block[0] == "text"]
+    texts = texts_of({"vllm": int4}, busy)
     assert "More than 100 %: the limit was measured while other programs used the machine." in texts
-    quiet = [block[1] for block in serving.one_experiment("x", {"vllm": int4}, LIMITS) if block[0] == "text"]
+    quiet = texts_of({"vllm": int4}, LIMITS)
     assert not [text for text in quiet if "More than 100 %" in text]
 
 
 def test_the_limit_is_that_of_all_gpus_that_share_the_model(int4):
-    one = summary.bound(int4, int4["points"][0], LIMITS)
+    one = point_limit(int4, int4["points"][0], LIMITS)
     int4["server_command"].append("--tensor-parallel-size=2")
-    two = summary.bound(int4, int4["points"][0], LIMITS)
+    two = point_limit(int4, int4["points"][0], LIMITS)
     assert two["tokens_per_second"] == pytest.approx(2 * one["tokens_per_second"])
 
 
 @pytest.mark.parametrize("change", [{"weights_format": None}, {"weights_format": "gguf"}, {"kv_format": None}])
 def test_a_format_that_nobody_knows_has_no_limit_and_no_share(int4, change):
-    assert summary.bound(int4 | change, int4["points"][0], LIMITS) is None
-    header, rows = serving_points.points_table({"vllm": int4 | change}, LIMITS)
+    assert point_limit(int4 | change, int4["points"][0], LIMITS) is None
+    header, rows = table_of({"vllm": int4 | change}, LIMITS)
     assert {row[header.index("of the limit")] for row in rows} == {"—"}
 
 
 def test_guessed_tokens_have_no_such_limit(int4):
-    assert summary.bound(int4, int4["points"][0], LIMITS)
+    assert point_limit(int4, int4["points"][0], LIMITS)
     int4["server_command"].append('--speculative-config={"method": "ngram"}')
-    assert summary.bound(int4, int4["points"][0], LIMITS) is None
+    assert point_limit(int4, int4["points"][0], LIMITS) is None
 
 
 def test_fp8_has_no_limit_on_a_machine_where_it_was_not_measured(int4):
     fp8 = int4 | {"weights_format": "fp8"}
-    assert summary.bound(fp8, int4["points"][0], LIMITS)
-    assert summary.bound(fp8, int4["points"][0], LIMITS | {"fp8_flops_per_second": None}) is None
+    assert point_limit(fp8, int4["points"][0], LIMITS)
+    assert point_limit(fp8, int4["points"][0], LIMITS | {"fp8_flops_per_second": None}) is None
 
 
 # Repeats, and what is not valid
@@ -138,22 +150,22 @@ def test_fp8_has_no_limit_on_a_machine_where_it_was_not_measured(int4):
 
 def test_three_repeats_have_an_interval_in_the_table_and_in_the_figure(int4):
     data = three_times(int4, 0.9, 1.0, 1.1)
-    _, rows = serving_points.points_table({"vllm": data}, LIMITS)
+    _, rows = table_of({"vllm": data}, LIMITS)
     assert rows[0][2] == "264.47 [238.03, 290.92]" and rows[0][-2:] == ["3 of 3", "yes"]
-    (series,) = serving_points.all_series("vllm", data, LIMITS)
+    (series,) = serving_points.series_of(summarise_experiment({"vllm": data}, LIMITS))
     assert series["points"][0]["intervals"]["tokens_per_second"] == pytest.approx([238.03, 290.92], abs=0.01)
 
 
 def test_the_table_counts_the_tries_that_the_certificate_refused(int4):
     first = int4["points"][0]["repeats"][0]
     first["refused_tries"] = [first | {"valid": False}]
-    _, rows = serving_points.points_table({"vllm": int4}, LIMITS)
+    _, rows = table_of({"vllm": int4}, LIMITS)
     assert [row[-2] for row in rows[:2]] == ["1 of 1, 1 refused before", "1 of 1"]
 
 
 def test_a_point_that_is_not_valid_is_grey_and_compared_with_nothing(walked):
     data = walked | {"settings": walked["settings"] | {"arms": ["published"]}}
-    _, rows = serving_points.points_table({"vllm": data}, None)
+    _, rows = table_of({"vllm": data}, None)
     grey = [isinstance(row, Grey) for row in rows]
     assert grey == [not point["valid"] for point in walked["points"]] and True in grey and False in grey
     assert rows[0][-1].startswith("no: 0 requests before those that count")
@@ -167,7 +179,7 @@ def test_a_point_that_is_not_valid_is_grey_and_compared_with_nothing(walked):
 
 def beside(first, *others):
     """(rows by (server, load), sentences) of a comparison."""
-    blocks = list(serving.beside_the_first({"vllm": first} | dict(others)))
+    blocks = list(serving.comparison(summarise_experiment({"vllm": first} | dict(others), None)))
     ((_, rows),) = tables(blocks)
     return {tuple(row[:2]): row[2:4] for row in rows}, blocks[-1][1].splitlines()
 
@@ -195,7 +207,7 @@ def test_one_repeat_names_no_winner(int4):
 
 def test_a_search_on_a_machine_where_others_were_at_work_names_no_winner():
     servers = {server: read_json(CPU / f"bench/search/{server}/points.json") for server in ("vllm", "vllm-ngram")}
-    blocks = list(serving.one_experiment("search", servers, None))
+    blocks = list(serving.experiment_blocks("search", summarise_experiment(servers, None)))
     (_, points), (_, ratios), *_ = tables(blocks)
     assert {row[-2] for row in points} == {"1 of 3"}  # of each load, one repeat passed its certificate
     assert {row[3] for row in ratios} == {"no verdict: fewer than 3 repeats"}
@@ -219,15 +231,15 @@ def test_other_weights_or_guessed_tokens_of_random_weights_win_nothing(int4, cha
 
 def test_how_many_guesses_were_right_stands_below_the_figures_and_for_random_weights_what_that_means(int4):
     int4["server_command"].append('--speculative-config={"method": "ngram"}')
-    unknown = [b[1] for b in serving.one_experiment("search", {"vllm-ngram": int4}, None) if b[0] == "text"]
+    unknown = texts_of({"vllm-ngram": int4}, None, "search")
     assert "vllm-ngram guesses tokens; how many of them were right is not measured." in unknown
     for point in int4["points"]:
         point["guessed_tokens"] = 0
-    none = [b[1] for b in serving.one_experiment("search", {"vllm-ngram": int4}, None) if b[0] == "text"]
+    none = texts_of({"vllm-ngram": int4}, None, "search")
     assert "vllm-ngram looks for guesses, but found none to make: nothing here repeated itself." in none
     for point in int4["points"]:
         point |= {"guessed_tokens": 1000, "guessed_right": 0.934}
-    told = [b[1] for b in serving.one_experiment("search", {"vllm-ngram": int4}, None) if b[0] == "text"]
+    told = texts_of({"vllm-ngram": int4}, None, "search")
     (words,) = [one for one in told if "guessed" in one]
     assert words.startswith("Of the tokens that vllm-ngram guessed these were right: 93% at c=1, 93% at c=8, ")
     assert words.endswith("; what random weights write is no text: a trained model's shares are others.")
@@ -237,7 +249,7 @@ def test_how_many_guesses_were_right_stands_below_the_figures_and_for_random_wei
 def test_servers_are_divided_by_the_plain_one_or_the_one_with_the_lowest_number(tmp_path, int4, servers):
     for server in servers:
         write_json(tmp_path / f"bench/batch/{server}/points.json", int4)
-    assert list(summary.experiments(tmp_path)["batch"]) == list(servers)
+    assert list(read_experiments(tmp_path)["batch"]) == list(servers)
 
 
 def test_the_noise_is_how_far_a_repeat_lies_from_its_own_median(int4):
@@ -249,7 +261,7 @@ def test_the_noise_is_how_far_a_repeat_lies_from_its_own_median(int4):
 
 
 def test_the_walk_says_what_each_step_changes_and_what_that_does(walked):
-    blocks = list(ablation.walk({"vllm": walked}))
+    blocks = list(serving.ablation(summarise_experiment({"vllm": walked}, None)))
     ((header, rows),) = tables(blocks)
     steps = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert list(steps) == ["published", "completions", "prompts", "pinned", "warm", "corrected"]
@@ -264,9 +276,9 @@ def test_the_walk_says_what_each_step_changes_and_what_that_does(walked):
 
 
 def test_a_step_within_the_noise_says_so(walked):
-    ((_, rows),) = tables(ablation.walk({"vllm": three_times(walked, 0.5, 1.0, 2.0)}))
+    ((_, rows),) = tables(serving.ablation(summarise_experiment({"vllm": three_times(walked, 0.5, 1.0, 2.0)}, None)))
     assert rows[1][3].endswith(" (within the noise)")
-    ((_, rows),) = tables(ablation.walk({"vllm": three_times(walked, 0.999, 1.0, 1.001)}))
+    ((_, rows),) = tables(serving.ablation(summarise_experiment({"vllm": three_times(walked, 0.999, 1.0, 1.001)}, None)))
     assert rows[1][3].endswith("%")
 
 
@@ -274,10 +286,10 @@ def test_a_step_within_the_noise_says_so(walked):
 
 
 def test_the_certificate_is_a_table_of_checks_and_loads_with_the_reasons_of_what_did_not_pass(walked):
-    (fold,) = serving.certificates({"vllm": walked})
+    (fold,) = serving.validity(summarise_experiment({"vllm": walked}, None))
     verdicts = [check["verdict"] for point in walked["points"] for check in point["repeats"][0]["checks"]]
     counts = ", ".join(f"{verdicts.count(one)} {one}" for one in ("pass", "fail", "unknown"))
-    assert fold[1] == f"Certificate of vllm: {counts}"
+    assert fold[1] == f"Validity of vllm: {counts}"
     (header, rows), (_, reasons) = tables([fold])
     table = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
     assert table["warm-up"]["c=4 published"] == "fail" and table["warm-up"]["c=4 corrected"] == "pass"
@@ -288,27 +300,29 @@ def test_the_certificate_is_a_table_of_checks_and_loads_with_the_reasons_of_what
 
 
 def test_repeats_that_disagree_say_how_many_failed():
-    assert serving.summed_up(["pass", "fail", "pass"]) == "fail (1 of 3)"
-    assert serving.summed_up(["unknown", "pass"]) == "unknown (1 of 2)"
-    assert serving.summed_up(["pass"] * 3) == "pass" and serving.summed_up([]) == "—"
+    assert serving.verdict_cell(["pass", "fail", "pass"]) == "fail (1 of 3)"
+    assert serving.verdict_cell(["unknown", "pass"]) == "unknown (1 of 2)"
+    assert serving.verdict_cell(["pass"] * 3) == "pass" and serving.verdict_cell([]) == "—"
 
 
 # The chapter
 
 
+def summary_of(folder, value=1, name="h200"):
+    return summarise({name: folder}, {claim: value for *_, ids in PUBLISHED_POINTS for claim in ids if claim})
+
+
 def chapter(folder):
-    claims = {claim: {"value": 1} for *_, ids in published_serving.POINTS for claim in ids if claim}
-    return list(serving.serving({"runs": {"h200": {"folder": str(folder)}}}, claims))
+    return list(serving.serving(summary_of(folder)))
 
 
-def test_what_was_published_stands_beside_what_such_a_card_allows_where_one_was_measured(tmp_path):
-    claims = {claim: {"value": 171.29} for *_, ids in published_serving.POINTS for claim in ids if claim}
+def test_published_points_stand_beside_a_cards_limit(tmp_path):
     write_json(tmp_path / "limits/limits.json", {**LIMITS, "device": "NVIDIA H100 80GB HBM3", "bytes_per_second": 3e12})
-    text, (_, header, rows) = published_serving.published({"runs": {"h100": {"folder": str(tmp_path)}}}, claims)
+    text, (_, header, rows) = serving.published_points(summary_of(tmp_path, 171.29, "h100")["published"])
     assert "of the card in h100" in text[1]
     # For a token of one user 3.36 GB of matrices in 4 bits, 0.26 GB of head and 0.17 GB of keys and values: 1.27 ms.
     assert dict(zip(header, rows[0], strict=True))["of the limit"] == "22%"
-    _, (_, header, rows) = published_serving.published({"runs": {"h200": {"folder": str(H200)}}}, claims)
+    _, (_, header, rows) = serving.published_points(summary_of(H200, 171.29)["published"])
     assert {row[header.index("of the limit")] for row in rows} == {"—"}
 
 
@@ -346,7 +360,7 @@ def test_where_loads_have_limits_of_their_own_each_has_the_colour_of_its_line():
 
 def test_an_invalid_point_is_a_grey_cross_apart_from_the_line(int4):
     int4["points"][2] |= {"valid": False, "invalid_reasons": ["other programs used 9 of 16 cores"]}
-    drawings = serving_points.drawings("x", list(serving_points.all_series("vllm", int4, None)), "random")
+    drawings = serving_points.draw_figures("x", summarise_experiment({"vllm": int4}, None))
     axes = next(drawings)[2].figure.axes[0]
     line, cross = axes.get_lines()
     assert list(line.get_xdata()) == [1, 8, 32, 64] and list(cross.get_xdata()) == [16]
