@@ -17,6 +17,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 
+from lib.core.gpu import architecture
 from lib.core.provenance import write_metrics
 from lib.core.stage import (
     UserError,
@@ -31,7 +32,7 @@ from lib.core.stage import (
     write_json,
 )
 from lib.trtllm.adapter_format import MODULE_IDS
-from lib.trtllm.images import architecture, differences, in_image, look, unknown_flags
+from lib.trtllm.images import differences, in_image, look, unknown_flags
 
 ROUTES = ("none", "quantize", "convert_checkpoint")
 QUANTIZE = "/app/examples/quantization/quantize.py"

@@ -9,7 +9,7 @@ import os
 import platform
 from pathlib import Path
 
-from lib.core.provenance import gpus
+from lib.core.gpu import gpus
 from lib.core.stage import results, run, write_json
 
 

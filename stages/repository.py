@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from lib.core.gpu import architecture
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, read_json, read_params, results, run
 from lib.trtllm.adapters import MODELS, adapters
-from lib.trtllm.images import architecture, engines, in_image, rebuild
+from lib.trtllm.images import engines, in_image, rebuild
 
 TEMPLATES = Path("containers/triton/model_repository")
 SKELETON = "/app/all_models/inflight_batcher_llm"

@@ -11,7 +11,7 @@ import sys
 
 from lib.analysis.machine_limit import tensor_parallel_gpus
 from lib.bench.experiments import ASKED_FOR, Bench, check_lengths, unfinished, with_experiment
-from lib.core.provenance import gpus
+from lib.core.gpu import gpus
 from lib.core.stage import UserError, read_params, results, run
 from lib.serving.servers import OURS
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lib.core.provenance import gpus
+from lib.core.gpu import gpus
 from lib.core.stage import UserError, load_yaml, run
 from stages.machine import memory_gib
 from tools.preflight import Estimate, checked, docker_answers, in_use, misfits, missing_images, missing_resources

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from lib.bench.experiments import Bench, Clock, visits, with_experiment
-from lib.core.provenance import gpus
+from lib.core.gpu import gpus
 from lib.core.stage import load_yaml, read_params, run, work_folder
 from lib.serving.servers import OURS
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.bench.experiments import Bench
-from lib.core.provenance import gpus
+from lib.core.gpu import architecture, gpus
 from lib.core.stage import UserError, load_yaml, read_params, results, run
 from lib.training.config import Lora
 from lib.trtllm.adapter_format import misfits as adapter_misfits
-from lib.trtllm.images import architecture, engines, rebuild
+from lib.trtllm.images import engines, rebuild
 from stages.engine import Engine, with_arm
 from stages.machine import memory_gib
 from stages.repository import Repository

@@ -15,10 +15,11 @@ from lib.bench.experiments import Clock, key_of, seconds_of, visits
 from lib.bench.inputs import make_inputs
 from lib.bench.results import publish, what_was_asked
 from lib.bench.validity import certificate, failed, never_valid, per_request
+from lib.core.gpu import other_gpu_processes
 from lib.core.graph import dependencies
 from lib.core.stage import UserError, fingerprint, read_json, work_dir, write_json
 from lib.serving.clients import client_command
-from lib.serving.monitor import Watch, gpu_strangers
+from lib.serving.monitor import Watch
 from lib.serving.process import run_client, serving, session
 from lib.serving.servers import read_metrics
 
@@ -102,7 +103,7 @@ def sweep(name, p, inputs, images, work):
         make_inputs(p, inputs, images, work)
     while left and time.monotonic() < deadline:
         server_name, group = left[0]
-        strangers = gpu_strangers()
+        strangers = other_gpu_processes()
         with ExitStack() as stack:
             server, process = start(name, p, inputs, server_name, images, work, clock, stack)
             for point in tries(group, work, strangers):

@@ -3,10 +3,10 @@ What made a number: image, lock, commit, GPUs, versions.
 """
 
 import os
-import subprocess
 import sys
 from importlib import metadata
 
+from lib.core.gpu import gpus
 from lib.core.stage import write_json
 
 # The packages whose versions can move a number; the ones that are installed stand in every result.
@@ -38,25 +38,3 @@ def installed(name):
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def gpus():
-    """The NVIDIA GPUs that CUDA programs of this shell see, as {name, memory_mib, driver}; an empty list without one.
-
-    memory_mib is None where the GPU shares the machine's memory: nvidia-smi says [N/A] there (GB10).
-    """
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if shown == "":
-        return []
-    if shown and "MIG" not in shown:  # nvidia-smi names no parts of a GPU
-        query.append(f"--id={shown}")
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return []
-    rows = [[part.strip() for part in line.split(",")] for line in lines]
-    return [
-        {"name": name, "memory_mib": int(memory) if memory.isdigit() else None, "driver": driver}
-        for name, memory, driver in rows
-    ]

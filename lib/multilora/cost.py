@@ -11,7 +11,7 @@ import shutil
 import statistics
 import time
 
-from lib.serving.monitor import gpu_mib
+from lib.core.gpu import gpu_mib
 from lib.serving.process import session
 from lib.serving.servers import URL, Vllm, exposition
 from lib.streaming.http import Request, post

@@ -8,15 +8,10 @@ from contextlib import suppress
 
 import psutil
 
+from lib.core.gpu import gpu_handles, gpu_sample
 from lib.serving.servers import read_metrics
 
 INTERVAL_SECONDS = 1.0
-# Bits of NVML's clock event reasons that mean that the card is slower than it could be, and why (nvml.h).
-SLOWED = {0x8: "hardware slowdown", 0x20: "software thermal slowdown", 0x40: "hardware thermal slowdown",
-          0x80: "hardware power brake"}  # fmt: skip
-POWER_CAP = 0x4
-# The driver still lists the workers of a server on several GPUs when they have stopped: so long they get to go.
-LEAVE_SECONDS = 10
 
 
 class Watch:
@@ -31,13 +26,12 @@ class Watch:
         if now - self.last < INTERVAL_SECONDS:
             return
         self.last = now
-        busy = psutil.cpu_times()
         sample = {
             "seconds": now,
-            "client_cpu_seconds": cpu_seconds(client_processes()),
-            "server_cpu_seconds": cpu_seconds(self.server_processes()),
-            "all_cpu_seconds": sum(busy) - busy.idle - busy.iowait - busy.guest - busy.guest_nice,
-            **read_metrics(self.server, self.server.gauges),
+            "client_cpu_seconds": unless_it_fails(lambda: cpu_seconds(client_processes())),
+            "server_cpu_seconds": unless_it_fails(lambda: cpu_seconds(self.server_processes())),
+            "all_cpu_seconds": unless_it_fails(busy_seconds),
+            **(unless_it_fails(lambda: read_metrics(self.server, self.server.gauges)) or {}),
         }
         if self.gpus:
             sample["gpus"] = [gpu_sample(handle) for handle in self.gpus]
@@ -63,6 +57,20 @@ class Watch:
         }
 
 
+def unless_it_fails(question):
+    """An observer's answer, or None (unknown) whatever it meets: looking never stops what is measured."""
+    try:
+        return question()
+    except Exception:
+        return None
+
+
+def busy_seconds():
+    """CPU time of the whole machine so far, idle time left out."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
+
+
 def mean(values):
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
@@ -79,11 +87,17 @@ def cpu_seconds(pids):
 
 
 def cores(samples):
-    """{client_cores, server_cores, other_cores}: CPU cores in use on average, of neighbouring samples under load."""
+    """{client_cores, server_cores, other_cores}: CPU cores in use on average, of neighbouring samples under load.
+
+    None (unknown) where a sample lacks one of the times.
+    """
     names = ("client", "server", "all")
     used, seconds = dict.fromkeys(names, 0.0), 0.0
     for before, after in zip(samples, samples[1:], strict=False):
         if after["seconds"] - before["seconds"] > 2 * INTERVAL_SECONDS:  # not neighbours: the load paused between them
+            continue
+        times = [sample[f"{name}_cpu_seconds"] for sample in (before, after) for name in names]
+        if None in times:
             continue
         seconds += after["seconds"] - before["seconds"]
         for name in names:  # a process that ended takes its time with it: no negative share
@@ -93,60 +107,6 @@ def cores(samples):
     share = {name: time / seconds for name, time in used.items()}
     other = max(0.0, share["all"] - share["client"] - share["server"])
     return {"client_cores": share["client"], "server_cores": share["server"], "other_cores": other}
-
-
-def gpu_handles():
-    """NVML's handles of the GPUs that CUDA programs of this shell see; an empty list without a GPU."""
-    import os
-
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no driver, or no package: the certificate then says that it is unknown
-        return []
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    known = range(pynvml.nvmlDeviceGetCount())
-    if shown is None:
-        return [pynvml.nvmlDeviceGetHandleByIndex(number) for number in known]
-    words = [word.strip() for word in shown.split(",") if word.strip()]
-    return [
-        pynvml.nvmlDeviceGetHandleByIndex(int(word)) if word.isdigit() else pynvml.nvmlDeviceGetHandleByUUID(word)
-        for word in words
-    ]
-
-
-def gpu_sample(handle):
-    """{watts, sm_mhz, celsius, slowed, capped} of one GPU now; None where it does not tell."""
-    import pynvml
-
-    def ask(question, *words):
-        try:
-            return question(handle, *words)
-        except pynvml.NVMLError:
-            return None
-
-    watts, reasons = ask(pynvml.nvmlDeviceGetPowerUsage), ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons)
-    return {
-        "watts": None if watts is None else watts / 1000,
-        "sm_mhz": ask(pynvml.nvmlDeviceGetClockInfo, pynvml.NVML_CLOCK_SM),
-        "celsius": ask(pynvml.nvmlDeviceGetTemperature, pynvml.NVML_TEMPERATURE_GPU),
-        "slowed": None if reasons is None else [name for bit, name in SLOWED.items() if reasons & bit],
-        "capped": None if reasons is None else bool(reasons & POWER_CAP),
-    }
-
-
-def gpu_mib():
-    """Memory in use on those GPUs together, whoever uses it; None without a GPU or where the driver does not tell."""
-    handles = gpu_handles()
-    if not handles:
-        return None
-    import pynvml
-
-    try:
-        return sum(pynvml.nvmlDeviceGetMemoryInfo(handle).used for handle in handles) / 2**20
-    except pynvml.NVMLError:
-        return None
 
 
 def gpu_summary(samples):
@@ -164,24 +124,3 @@ def gpu_summary(samples):
         "gpu_slowed": sorted({name for names in reasons for name in names}) if reasons else None,
         "gpu_capped": mean([float(value) for value in capped]),
     }
-
-
-def gpu_strangers():
-    """Processes that hold memory on the GPUs and stay, as [pid]; None where the driver does not tell."""
-    deadline = time.monotonic() + LEAVE_SECONDS
-    while (found := gpu_processes()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return found
-
-
-def gpu_processes():
-    """Those that hold memory on the GPUs now, as [pid]; None like there."""
-    handles = gpu_handles()
-    if not handles:
-        return None
-    import pynvml
-
-    try:
-        return [one.pid for handle in handles for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-    except pynvml.NVMLError:
-        return None

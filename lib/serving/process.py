@@ -12,7 +12,10 @@ import time
 import urllib.request
 from contextlib import contextmanager, suppress
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
+
+import psutil
 
 from lib.core.stage import UserError
 from lib.serving.servers import SHARED_MEMORY
@@ -20,13 +23,15 @@ from lib.serving.servers import SHARED_MEMORY
 LOG_LINES = 15  # of a log, shown when its program fails
 STOP_SECONDS = 30  # for a program to leave by itself, before it is killed
 ORPHAN_SECONDS = 2  # for what it started, after that
+KILL_SECONDS = 10  # in which SIGKILL is sent again and again
+ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 def is_ready(url):
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return response.status == 200
-    except OSError:  # refused, reset, timed out, or answered with an error
+    except (OSError, HTTPException):  # refused, reset, timed out, answered with an error or with half a line
         return False
 
 
@@ -43,11 +48,11 @@ def check_ports(ports):
 
 def holder(port):
     """The program that listens on a port, as far as this user may know."""
-    import psutil
-
-    listening = [one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == port]
-    names = [f"{psutil.Process(one.pid).name()} (process {one.pid})" for one in listening if one.pid]
-    return names[0] if names else "another program"
+    with suppress(psutil.Error, OSError):
+        for each in psutil.net_connections("tcp"):
+            if each.status == "LISTEN" and each.laddr.port == port and each.pid:
+                return f"{psutil.Process(each.pid).name()} (process {each.pid})"
+    return "another program"
 
 
 @contextmanager
@@ -78,40 +83,56 @@ def guarding(process):
 
 
 def stop(process):
-    """End every process of the session: asked first, then killed. A second Ctrl-C does not cut this short."""
+    """End every process of the session: SIGTERM first, then SIGKILL. A second Ctrl-C does not cut this short.
+
+    A look that fails counts as "still alive": the session's process group is signalled and looked at again.
+    """
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         end(process, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: process.poll() is not None, STOP_SECONDS)
         # Children that outlive their leader: Triton's Python processes, when it left with requests in flight.
-        deadline = time.monotonic() + ORPHAN_SECONDS
-        while session(process) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        while session(process):
+        wait_until(lambda: attempt(session, process) == [], ORPHAN_SECONDS)
+        deadline = time.monotonic() + KILL_SECONDS
+        while attempt(session, process) != [] and time.monotonic() < deadline:
             end(process, signal.SIGKILL)
             time.sleep(0.1)
+        process.poll()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
+def wait_until(done, seconds):
+    deadline = time.monotonic() + seconds
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def end(process, sign):
-    for pid in session(process):
-        with suppress(ProcessLookupError):
+    """Signal the session's own process group, and each process of the session that a look finds."""
+    with suppress(OSError):
+        os.killpg(process.pid, sign)
+    for pid in attempt(session, process) or []:
+        with suppress(OSError):
             os.kill(pid, sign)
 
 
+def attempt(question, *words):
+    """What an observer's question gives, or None when it fails: looking never stops a client or a clean-up."""
+    try:
+        return question(*words)
+    except Exception:  # whatever it meets: a process gone, a broken /proc, a driver that does not answer
+        return None
+
+
 def session(process):
-    """The living processes of the session that `process` leads, itself among them."""
+    """Process ids of the living members of the session that `process` leads, itself among them."""
     process.poll()  # reaps it
     members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # gone meanwhile
-            # pid (name) state parent group session ...; the name may hold anything, brackets too
-            state, _, _, leader = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(leader) == process.pid and state not in "ZX":
-                members.append(int(stat.parent.name))
+    for each in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # gone meanwhile
+            if os.getsid(each.pid) == process.pid and each.status() not in ENDED:
+                members.append(each.pid)
     return members
 
 
@@ -122,11 +143,11 @@ def leaving_no_trace(server):
     try:
         yield
     finally:
-        for folder in server.served:
-            for compiled in folder.rglob("__pycache__"):
-                shutil.rmtree(compiled)
-        for region in Path("/dev/shm").glob(f"{SHARED_MEMORY}*"):
-            region.unlink()
+        for folder in attempt(lambda: server.served) or []:
+            for compiled in attempt(list, folder.rglob("__pycache__")) or []:
+                shutil.rmtree(compiled, ignore_errors=True)
+        for region in attempt(list, Path("/dev/shm").glob(f"{SHARED_MEMORY}*")) or []:
+            region.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -160,7 +181,7 @@ def run_client(name, command, log, server_process, seconds, key, watch=None):
             if time.monotonic() > deadline:
                 raise UserError(f"{name} took longer than {seconds} s ({key}); its output: {log}")
             if watch:
-                watch.look(partial(session, client))
+                attempt(watch.look, partial(session, client))
             with suppress(subprocess.TimeoutExpired):
                 client.wait(0.2)
     if client.returncode:
@@ -169,5 +190,5 @@ def run_client(name, command, log, server_process, seconds, key, watch=None):
 
 
 def show_end(log):
-    lines = Path(log).read_text(errors="replace").splitlines()[-LOG_LINES:]
+    lines = (attempt(Path(log).read_text, "utf-8", "replace") or "").splitlines()[-LOG_LINES:]
     print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)

@@ -5,6 +5,7 @@ The servers under test: how each is started, how genai-perf drives it, and what 
 import json
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from lib.core.stage import UserError, flags, read_json, work_folder
@@ -247,8 +248,8 @@ def exposition(server):
     """The server's own figures now, as Prometheus text; empty where it does not tell them."""
     try:
         with urllib.request.urlopen(server.metrics, timeout=10) as response:
-            return response.read().decode()
-    except OSError:
+            return response.read().decode(errors="replace")
+    except (OSError, HTTPException):
         return ""
 
 
@@ -258,10 +259,15 @@ def read_metrics(server, names):
 
 
 def sums(text, names):
-    """Prometheus text -> our name -> the sum over all labels of the metric; a metric that is not there is left out."""
-    samples = [line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
-    found = {}
-    for name, metric in names.items():
-        if values := [float(value) for sample, value in samples if sample.split("{")[0] == metric]:
-            found[name] = sum(values)
-    return found
+    """Prometheus text -> our name -> the sum over all labels of the metric.
+
+    A metric that is not there is left out, and all are where the text is malformed: unknown in the validity checks.
+    """
+    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    except ValueError:
+        return {}
+    found = {name: [each.value for each in samples if each.name == metric] for name, metric in names.items()}
+    return {name: sum(values) for name, values in found.items() if values}

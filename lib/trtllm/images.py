@@ -75,19 +75,6 @@ def in_image(image, command, log, name=None):
     return round(time.monotonic() - begun, 1)
 
 
-def architecture():
-    """The architecture of the GPUs here as "sm_90"; None without one. UserError where they differ."""
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    kinds = sorted(set(lines))
-    if len(kinds) > 1:
-        raise UserError(f"GPUs of different kinds ({', '.join(kinds)}): choose some with CUDA_VISIBLE_DEVICES")
-    return f"sm_{kinds[0].replace('.', '')}" if kinds else None
-
-
 def engines(folder):
     """Every engine that is built, by variant, as its engine.json says it."""
     found = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/engine.json"))}

@@ -783,7 +783,7 @@ def took(monkeypatch):
     others were on the GPU."""
     now, measured = [0.0], []
     monkeypatch.setattr("lib.bench.sweep.time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr("lib.bench.sweep.gpu_strangers", lambda: None)
+    monkeypatch.setattr("lib.bench.sweep.other_gpu_processes", lambda: None)
     monkeypatch.setattr("lib.bench.sweep.make_inputs", lambda p, inputs, images, work: None)
 
     def started(name, p, inputs, server_name, images, work, clock, stack):
@@ -816,11 +816,11 @@ def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_
 
 
 def test_what_others_on_the_gpu_spoiled_is_measured_again_by_another_start_only(tmp_path, monkeypatch, took):
-    monkeypatch.setattr("lib.bench.sweep.gpu_strangers", lambda: [4711])
+    monkeypatch.setattr("lib.bench.sweep.other_gpu_processes", lambda: [4711])
     p = Bench(**PARAMS | {"servers": ["vllm"], "concurrency": [1, 2], "repeats": 1})
     sweep("base", p, every_input(), {"client": "host:"}, tmp_path / "work")
     assert took == [("vllm", 1), ("vllm", 2)]
-    monkeypatch.setattr("lib.bench.sweep.gpu_strangers", lambda: [])
+    monkeypatch.setattr("lib.bench.sweep.other_gpu_processes", lambda: [])
     sweep("base", p, every_input(), {"client": "host:"}, tmp_path / "work")
     sweep("base", p, every_input(), {"client": "host:"}, tmp_path / "work")
     assert took[2:] == [("vllm", 1), ("vllm", 2)]

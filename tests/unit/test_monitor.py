@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lib.serving.monitor import Watch, gpu_sample, gpu_strangers, gpu_summary
+from lib.core.gpu import gpu_sample, other_gpu_processes
+from lib.serving.monitor import Watch, gpu_summary
 
 
 class NVMLError(Exception):
@@ -66,21 +67,21 @@ def test_what_a_card_does_not_tell_is_none_and_no_zero(nvml):
 
 
 def test_other_processes_on_any_gpu_are_found_and_only_on_the_gpus_in_use(nvml, monkeypatch):
-    monkeypatch.setattr("lib.serving.monitor.LEAVE_SECONDS", 0)
-    assert gpu_strangers() == [4711]
+    monkeypatch.setattr("lib.core.gpu.LEAVE_SECONDS", 0)
+    assert other_gpu_processes() == [4711]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert gpu_strangers() == []
+    assert other_gpu_processes() == []
     nvml.nvmlDeviceGetComputeRunningProcesses = refused
-    assert gpu_strangers() is None
+    assert other_gpu_processes() is None
 
 
 def test_the_workers_of_a_server_that_was_just_stopped_are_no_strangers(nvml):
     leaving = [[SimpleNamespace(pid=26809)], []]
     nvml.nvmlDeviceGetComputeRunningProcesses = lambda handle: leaving.pop(0) if leaving else []
-    assert gpu_strangers() == []
+    assert other_gpu_processes() == []
 
 
 def test_a_driver_that_does_not_answer_is_no_gpu(nvml):
     nvml.nvmlInit = refused
-    assert gpu_strangers() is None
+    assert other_gpu_processes() is None
     assert Watch(SimpleNamespace(gauges={}), list).gpus == []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 from conftest import REPO, only_error, run_in, set_params
 
-from lib.core import provenance
+from lib.core import gpu
 from lib.core.stage import UserError, fingerprint, flags, load_yaml, read_json, read_params, work_dir, write_json
 
 
@@ -163,7 +163,7 @@ def fake_nvidia_smi(folder, monkeypatch, body):
 
 def test_each_gpu_stands_in_the_result_with_memory_and_driver(tmp_path, monkeypatch):
     fake_nvidia_smi(tmp_path, monkeypatch, "printf 'NVIDIA H200, 143771, 570.86.15\\nNVIDIA L4, 23034, 570.86.15\\n'")
-    assert provenance.gpus() == [
+    assert gpu.gpus() == [
         {"name": "NVIDIA H200", "memory_mib": 143771, "driver": "570.86.15"},
         {"name": "NVIDIA L4", "memory_mib": 23034, "driver": "570.86.15"},
     ]
@@ -171,14 +171,14 @@ def test_each_gpu_stands_in_the_result_with_memory_and_driver(tmp_path, monkeypa
 
 def test_a_gpu_that_shares_the_machines_memory_has_no_figure_of_its_own(tmp_path, monkeypatch):
     fake_nvidia_smi(tmp_path, monkeypatch, "echo 'NVIDIA GB10, [N/A], 580.95.05'")
-    assert provenance.gpus() == [{"name": "NVIDIA GB10", "memory_mib": None, "driver": "580.95.05"}]
+    assert gpu.gpus() == [{"name": "NVIDIA GB10", "memory_mib": None, "driver": "580.95.05"}]
 
 
 def test_a_driver_that_does_not_answer_means_no_gpu(tmp_path, monkeypatch):
     fake_nvidia_smi(
         tmp_path, monkeypatch, "echo 'NVIDIA-SMI has failed because it could not communicate with the driver.'; exit 9"
     )
-    assert provenance.gpus() == []
+    assert gpu.gpus() == []
 
 
 def test_a_number_carries_image_lock_commit_and_versions(tree):
