@@ -17,7 +17,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from lib.core.stage import fingerprint, read_json, write_json
 from lib.serving.servers import Inputs
-from tools.profile import set_value
+from tools.profile import set_values
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -57,11 +57,9 @@ def copy_tree(target):
 
 def set_params(tree, **sections):
     """Set keys of a copied tree's params.yaml: set_params(tree, finetune={"epochs": 2})."""
-    text = (tree / "params.yaml").read_text()
-    for section, values in sections.items():
-        for key, value in values.items():
-            text = set_value(text, section, key, value)
-    (tree / "params.yaml").write_text(text)
+    path = tree / "params.yaml"
+    values = {(section, key): value for section, keys in sections.items() for key, value in keys.items()}
+    path.write_text(set_values(path.read_text(), values))
 
 
 # Experiments that no test of the whole graph measures: each is a stage that only says so, as does `walk`, which stays
