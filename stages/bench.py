@@ -6,20 +6,20 @@ in:   results/<profile>/base_model, results/<profile>/machine/machine.json, and 
 out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json   one entry a load: medians, intervals, every repeat with
                                                               its certificate, and what made them
       results/<profile>/bench/EXPERIMENT/SERVER/points.csv    one line a repeat
-      results/<profile>/bench/EXPERIMENT/SERVER/summary.json  what `dvc exp show` lists
       results/<profile>/bench/EXPERIMENT/raw/POINT/           genai-perf's own files, untouched
       results/<profile>/bench/EXPERIMENT/*.jsonl, *.log       the prompts that every server got, and what was said
 
-BUDGET=30m in the environment stops after that time, where a partial sweep is still a curve; the rest stands as not
-measured. A finished point waits in .work/<profile>/bench-EXPERIMENT-<fingerprint>/ until the experiment is whole, for
-DVC deletes a stage's outs before it runs: what was stopped goes on at the first point that is missing.
+DVC deletes a stage's outputs before running it, so finished points are kept in
+.work/<profile>/bench-EXPERIMENT-<fingerprint>/; an interrupted sweep resumes at the first missing point. BUDGET=30m in
+the environment stops after 30 minutes, at a point's end: the partial curve is written, the exit code is 75, and DVC does
+not record the stage; the next run resumes.
 """
 
 import shutil
 import signal
 import sys
 
-from lib.bench.experiments import NOT_ASKED, Bench, asked_for, check_lengths, with_experiment
+from lib.bench.experiments import Bench, check_lengths, with_experiment
 from lib.bench.results import not_measured, what_was_asked
 from lib.bench.sweep import measured
 from lib.core.stage import UserError, read_params, results, run
@@ -42,9 +42,8 @@ def main():
     inputs = Inputs(results("base_model"), results("repository"), results("trtllm_serve"), results("finetune"))
     shutil.rmtree(out, ignore_errors=True)
     for server in asked.servers:
-        left_out = None if asked_for(name, p) else f"params.yaml: bench.experiments {NOT_ASKED} {name}"
         kind = server.partition("-")[0]
-        left_out = left_out or (None if kind in p.servers else f"params.yaml: bench.servers has no {kind}")
+        left_out = None if kind in p.servers else f"params.yaml: bench.servers has no {kind}"
         if reason := left_out or asked.server(server, inputs)[0].not_built():
             reasons[server] = reason
     asked.servers = [server for server in asked.servers if server not in reasons]

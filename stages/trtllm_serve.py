@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import yaml
 
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, flags, read_json, read_params, results, run
+from lib.core.stage import UserError, fingerprint, flags, read_json, read_params, results, run
 from lib.trtllm.adapter_format import MODULES
 from lib.trtllm.adapters import MODELS, adapters
 
@@ -152,7 +152,10 @@ def main():
         words = command(p, folder, (out / "options.yaml").resolve())
         facts = {"adapters": {str(task): str(path.resolve()) for task, path in served.items()},
                  "command": list(map(str, words))}  # fmt: skip
-    write_metrics(out / "serve.json", {"model": model, "not_built": reason, **facts})
+    # What the benchmark serves depends on the adapters through these: see dvc.yaml, bench.
+    folders = sorted((results("finetune")).glob("*lora/adapter")) if model == "lora" else []
+    hashes = {str(path): fingerprint([], sorted(path.glob("adapter_*"))) for path in folders}
+    write_metrics(out / "serve.json", {"model": model, "not_built": reason, "adapter_hashes": hashes, **facts})
     print(f"{out}: {reason or 'ready to start'}")
 
 

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import zipfile
@@ -60,18 +59,6 @@ def set_params(tree, **sections):
     path = tree / "params.yaml"
     values = {(section, key): value for section, keys in sections.items() for key, value in keys.items()}
     path.write_text(set_values(path.read_text(), values))
-
-
-# Experiments that no test of the whole graph measures: each is a stage that only says so, as does `walk`, which stays
-# (and test_experiments.py asks all of them).
-OTHERS = r"batch|context|lengths|search|search-cpu|bf16|fp8|int4|gpt-oss[\w-]*|tensor-parallel"
-
-
-def leave_out_experiments(tree):
-    """Take OTHERS out of a copied tree's graph and parameters: dvc takes two seconds for each."""
-    lines = {"dvc.yaml": rf"      ({OTHERS}): \*no-adapter\n", "params.yaml": rf"    ({OTHERS}): (&\S+ )?{{.*\n"}
-    for name, line in lines.items():
-        (tree / name).write_text(re.sub(f"(?m)^{line}", "", (tree / name).read_text()))
 
 
 def write_files(folder, texts):

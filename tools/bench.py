@@ -1,8 +1,8 @@
 """
 Measure one experiment, whether the profile runs it or not: python -m tools.bench NAME
 
-What BUDGET ended, or what stood as not asked for, is gone on with. A whole experiment is measured again when what it
-depends on has changed, as DVC has it.
+An experiment that the profile does not run is added to params.yaml (bench.experiments): what runs is what stands there.
+A sweep that was cut short resumes; a whole one is measured again when what it depends on has changed.
 """
 
 import os
@@ -10,23 +10,11 @@ import subprocess
 import sys
 
 from lib.analysis.machine_limit import tensor_parallel_gpus
-from lib.bench.experiments import ASKED_FOR, Bench, check_lengths, unfinished, with_experiment
+from lib.bench.experiments import Bench, adapters_of, check_lengths, seconds_of, with_experiment
 from lib.core.gpu import gpus
 from lib.core.stage import UserError, read_params, results, run
 from lib.serving.servers import OURS
-
-
-def repro(name, *options):
-    """`dvc repro` of the experiment's stage; ends with its exit code where that is none of success."""
-    command = [sys.executable, "-m", "dvc", "repro", *options, f"bench@{name}"]
-    done = subprocess.run(command, env=os.environ | {ASKED_FOR: name})
-    if done.returncode:
-        sys.exit(done.returncode)
-
-
-def written(folder):
-    """When each points.json of an experiment was written."""
-    return {path: path.stat().st_mtime_ns for path in folder.glob("*/points.json")}
+from tools.profile import PARAMS, set_values
 
 
 def check_gpus(name, asked):
@@ -44,21 +32,28 @@ def check_gpus(name, asked):
             )
 
 
+def add_experiment(p, name):
+    """Name the experiment in params.yaml, so that it is a stage of the graph."""
+    if name not in p.experiments:
+        experiments = {**p.experiments, name: adapters_of(p, name)}
+        PARAMS.write_text(set_values(PARAMS.read_text(), {("bench", "experiments"): experiments}))
+        print(f"params.yaml: bench.experiments has {name} now; take it out to leave it out of `make reproduce`")
+
+
 def main():
     p = read_params(Bench)
-    if len(sys.argv) != 2:
+    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    if not name:
         raise UserError(f"EXPERIMENT is missing; use one of {', '.join(p.definitions)}")
-    name = sys.argv[1]
     asked = with_experiment(p, name)
     check_lengths(asked, name)
     check_gpus(name, asked)
-    folder = results("bench") / name
-    before = written(folder)
-    repro(name)
-    # DVC takes what is not finished for done, since nothing has changed.
-    if unfinished(folder) and written(folder) == before:
-        repro(name, "--single-item", "--force")
-    print(f"results: {folder}; `make report` shows them")
+    seconds_of(os.environ.get("BUDGET"))
+    add_experiment(p, name)
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro", f"bench@{name}"])
+    if done.returncode:
+        sys.exit(done.returncode)
+    print(f"results: {results('bench') / name}; `make report` shows them")
 
 
 if __name__ == "__main__":

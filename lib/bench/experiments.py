@@ -4,7 +4,6 @@ measured, and what that will cost.
 """
 
 import itertools
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,13 @@ from lib.serving.servers import OURS, SERVERS
 
 ENDPOINTS = ("completions", "chat")
 PROMPTS = ("unique", "synthetic")
-# Begin the reasons for which points are missing that may still come.
-BUDGET_ENDED, NOT_ASKED = "the budget ended after", "has no"
-ASKED_FOR = "EXPERIMENT"  # in the environment: the experiment that somebody wants, listed in bench.experiments or not
+BUDGET_ENDED = "the budget ended after"  # begins the reason for points that a later run can still measure
 FIXED = ("experiments", "definitions", "configurations", "client_arms")  # no patch changes these
 
 
 @dataclass
 class Bench:
-    experiments: list
+    experiments: dict
     definitions: dict
     configurations: dict
     client_arms: dict
@@ -62,6 +59,12 @@ class Bench:
             self.options(name)
         if self.model not in OURS and not re.fullmatch(r"[\w.-]+:[\w.-]+", self.model):
             raise UserError(f"params.yaml: bench.model is {self.model!r}; use base, lora, or SHAPE:FORMAT")
+        for name, adapters in self.experiments.items():
+            if name not in self.definitions or adapters not in OURS:
+                known = ", ".join(self.definitions)
+                raise UserError(
+                    f"params.yaml: bench.experiments has {name}: {adapters}; use {' or '.join(OURS)} for one of {known}"
+                )
         for name in self.arms:
             if name not in self.client_arms:
                 raise UserError(f"params.yaml: bench.arms has {name!r}; use {', '.join(self.client_arms)}")
@@ -113,6 +116,11 @@ def with_experiment(p, name):
     return patched(p, p.definitions[name], f"bench.definitions.{name}", FIXED)
 
 
+def adapters_of(p, name):
+    """What the experiment serves: "lora" where its model is the fine-tuned one, otherwise "base"."""
+    return "lora" if with_experiment(p, name).model == "lora" else "base"
+
+
 def check_lengths(p, name):
     """UserError where a vLLM takes fewer tokens in all (its last --max-model-len) than the experiment asks for."""
     longest = max(map(sum, p.lengths))
@@ -124,17 +132,6 @@ def check_lengths(p, name):
                 f"params.yaml: bench.definitions.{name} asks {server} for {longest} tokens in and out; its options "
                 f"have --max-model-len={limit}: raise that, or shorten bench.lengths"
             )
-
-
-def asked_for(name, p):
-    """Whether an experiment is to be measured: the profile runs it, or `make bench` wants it."""
-    return name in p.experiments or os.environ.get(ASKED_FOR) == name
-
-
-def unfinished(folder):
-    """Whether a server of an experiment stands without points that `make bench` could measure."""
-    reasons = [read_json(path)["not_measured"] or "" for path in sorted(folder.glob("*/points.json"))]
-    return any(BUDGET_ENDED in reason or f"bench.experiments {NOT_ASKED}" in reason for reason in reasons)
 
 
 def visits(p):

@@ -2,7 +2,7 @@
 What the benchmark writes of a server once its points are measured, or are not to be measured (stages/bench.py).
 
 in:   .work/<profile>/bench-EXPERIMENT-<fingerprint>/points/, servers/
-out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json, points.csv, summary.json
+out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json, points.csv
 """
 
 import csv
@@ -10,7 +10,7 @@ import csv
 from lib.bench import metrics
 from lib.bench.experiments import BUDGET_ENDED, key_of, visits
 from lib.core.provenance import write_metrics
-from lib.core.stage import read_json, write_json
+from lib.core.stage import read_json
 from lib.model.shapes import dimensions, shape_file
 from lib.serving.servers import OURS
 
@@ -33,19 +33,6 @@ def publish(out, work, p, server_name, asked):
     facts = {**asked, **(read_json(made) if made.exists() else NOT_STARTED)}
     write_metrics(out / server_name / "points.json", {**facts, "not_measured": short, "points": summed})
     write_csv(out / server_name / "points.csv", [one for entry in summed for one in entry["repeats"]])
-    write_json(out / server_name / "summary.json", {asked["experiment"]: {server_name: in_short(summed)}})
-
-
-def in_short(summed):
-    """{load: the few numbers} of the valid points of the corrected arm, for `dvc exp show`."""
-    names = ("server_output_tokens_per_second", "ttft_ms_p50", "server_itl_ms_avg")
-    return {
-        f"{point['input_tokens_asked']}-{point['output_tokens_asked']}-c{point['concurrency']}": {
-            name: point[name] for name in names
-        }
-        for point in summed
-        if point["valid"] and point["arm"] == "corrected"
-    }
 
 
 def place(p, point):

@@ -23,6 +23,8 @@ from lib.serving.monitor import Watch
 from lib.serving.process import run_client, serving, session
 from lib.serving.servers import read_metrics
 
+CUT_SHORT = 75  # exit code of a sweep that BUDGET ended: EX_TEMPFAIL, run it again
+
 
 def key(p, name, images):
     """What a finished point depends on: with another key it is measured again."""
@@ -117,8 +119,6 @@ def sweep(name, p, inputs, images, work):
                 print(f"{name}, {server_name}, repeat {point.repeat}: {metrics.told(found)}{about(clock.left(rest, 1))}",
                       flush=True)  # fmt: skip
         left = left[1:]
-    if left:
-        print(f"{name}: BUDGET={os.environ['BUDGET']} is used up; `make bench EXPERIMENT={name}` goes on with the rest")
 
 
 def tries(group, work, strangers):
@@ -158,13 +158,25 @@ def measured(out, name, asked, inputs, images):
     try:
         sweep(name, asked, inputs, images, work)
     except (UserError, KeyboardInterrupt, SystemExit):
-        plan = list(visits(asked))
-        total, left = (sum(len(group) for _, group in one) for one in (plan, missing(plan, work)))
+        total, left = count_points(asked, work)
         kept = f"{total - left} of {total} points are finished and kept in {work}"
         print(f"{name}: {kept}; run the same again to go on", file=sys.stderr)
         raise
     shutil.copytree(work, out, ignore=shutil.ignore_patterns("points", "servers"), dirs_exist_ok=True)
     for server in asked.servers:
         publish(out, work, asked, server, what_was_asked(name, asked, inputs, server, images))
-    if all((work / "points" / f"{point}.json").exists() for _, group in visits(asked) for point in group):
-        shutil.rmtree(work)
+    total, left = count_points(asked, work)
+    if any(not (work / "points" / f"{point}.json").exists() for _, group in visits(asked) for point in group):
+        budget = os.environ["BUDGET"]
+        print(
+            f"{name}: BUDGET={budget} ended after {total - left} of {total} points; run the same again to resume",
+            file=sys.stderr,
+        )
+        sys.exit(CUT_SHORT)
+    shutil.rmtree(work)
+
+
+def count_points(asked, work):
+    """(all, those still to be measured) of an experiment's points."""
+    plan = list(visits(asked))
+    return tuple(sum(len(group) for _, group in each) for each in (plan, missing(plan, work)))

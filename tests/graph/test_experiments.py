@@ -3,17 +3,16 @@
 import json
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import REPO, TINY_SHAPE, at_once, only_error, run_in, stage
+from conftest import REPO, only_error, run_in
 from contracts import BrokenContract, Contract
 
-from lib.bench.experiments import Bench, unfinished, visits, with_experiment
+from lib.bench.experiments import Bench, visits, with_experiment
 from lib.claims.claims import load_ledger
 from lib.claims.runs import lookup
-from lib.core.stage import load_yaml, read_json, read_params, write_json
+from lib.core.stage import load_yaml, read_params
 from tools.experiments import HEADER, row, table
 
 
@@ -69,30 +68,28 @@ def test_columns_stand_below_each_other():
 # One experiment, under a real DVC, with a stage that writes down how often it ran.
 
 STAGE = """\
-import json, os, pathlib, sys
-name = sys.argv[1]
+import os, pathlib, sys
+name, budget = sys.argv[1], os.environ.get("BUDGET")
 with open("runs", "a") as runs:
-    runs.write(f"{name} {os.environ.get('EXPERIMENT')} {os.environ.get('BUDGET')}\\n")
-asked = os.environ.get("EXPERIMENT") == name
-reason = None if asked and not os.environ.get("BUDGET") else "the budget ended after 1 of 4 measurements"
-reason = reason if asked else f"params.yaml: bench.experiments has no {name}"
+    runs.write(f"{name} {budget}\\n")
 path = pathlib.Path("results/embedded/bench", name, "vllm/points.json")
 path.parent.mkdir(parents=True)
-path.write_text(json.dumps({"not_measured": reason}))
+path.write_text("partial" if budget else "whole")
+sys.exit(75 if budget else 0)
 """
 
 
 @pytest.fixture
 def project(tmp_path):
-    """A folder with DVC, the benchmark's parameters, and one stage for the experiments walk and int4."""
+    """A folder with DVC, the benchmark's parameters, and a stage that stands for the benchmark's."""
     for name in ("lib", "stages", "tools", "containers"):
         shutil.copytree(REPO / name, tmp_path / name)
     shutil.copy(REPO / "params.yaml", tmp_path)
     (tmp_path / ".venvs").symlink_to(REPO / ".venvs")
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(
-        "stages:\n  bench:\n    foreach: [walk, int4]\n    do:\n      cmd: python3 stage.py ${item}\n"
-        "      outs: ['results/embedded/bench/${item}']\n"
+        "stages:\n  bench:\n    foreach: ${bench.experiments}\n    do:\n      cmd: python3 stage.py ${key}\n"
+        "      outs: ['results/embedded/bench/${key}']\n"
     )
     assert run_in(tmp_path, "containers/run", "venv:tools", "dvc", "init", "--no-scm", "--quiet").returncode == 0
 
@@ -102,39 +99,29 @@ def project(tmp_path):
         make.runs = (tmp_path / "runs").read_text().splitlines() if (tmp_path / "runs").exists() else []
         return done
 
-    make.folder = tmp_path / "results/embedded/bench/walk"
+    make.points = tmp_path / "results/embedded/bench/walk/vllm/points.json"
     return make
 
 
-def test_an_experiment_outside_the_profile_is_measured_and_gone_on_with_until_it_is_whole(project):
-    assert project("walk", BUDGET="30m").returncode == 0
-    assert project.runs == ["walk walk 30m"] and unfinished(project.folder)
+def test_a_cut_sweep_fails_keeps_its_curve_and_resumes(project):
+    cut = project("walk", BUDGET="30m")
+    assert cut.returncode != 0 and project.points.read_text() == "partial"
+    assert project("walk").returncode == 0 and project.points.read_text() == "whole"
     assert project("walk").returncode == 0
-    assert project.runs[1:] == ["walk walk None"] and not unfinished(project.folder)
-    assert project("walk").returncode == 0
-    assert len(project.runs) == 2  # whole, and nothing has changed
+    assert project.runs == ["walk 30m", "walk None"]  # whole, and nothing has changed
 
 
-def test_every_experiment_outside_the_profile_says_so_of_each_of_its_servers(tree):
-    model = tree / "results/embedded/base_model"
-    write_json(model / "metrics.json", {"name": "tiny", "weights": "random", "parameters": 1})
-    write_json(model / "model/config.json", TINY_SHAPE)
-    bench = load_yaml(tree / "params.yaml")["bench"]
-    outside = [name for name in bench["definitions"] if name not in bench["experiments"]]
-    images = ("host:", "triton=host:", "vllm=host:", "trtllm=host:")
-    at_once(*(partial(stage, tree, "venv:tools", "bench", name, *images) for name in outside))
-    for name in outside:
-        said = {path.parent.name: read_json(path) for path in tree.glob(f"results/embedded/bench/{name}/*/points.json")}
-        assert said.keys() == set(bench["definitions"][name]["servers"]), name
-        for one in said.values():
-            assert one["points"] == [] and one["not_measured"] == f"params.yaml: bench.experiments has no {name}"
+def test_an_experiment_outside_the_profile_joins_params_yaml(project):
+    done = project("walk")
+    assert "params.yaml: bench.experiments has walk now" in done.stdout
+    params = load_yaml(project.points.parents[5] / "params.yaml")
+    assert params["bench"]["experiments"] == {"base": "base", "lora": "lora", "walk": "base"}
+    assert "params.yaml" not in project("walk").stdout
 
 
-def test_what_stood_as_not_asked_for_is_measured(project):
-    run_in(project.folder.parents[3], "containers/run", "venv:tools", "dvc", "repro", "--quiet", "bench@walk")
-    assert unfinished(project.folder)
-    assert project("walk").returncode == 0
-    assert project.runs == ["walk None None", "walk walk None"] and not unfinished(project.folder)
+def test_a_budget_without_a_unit_is_refused(project):
+    assert only_error(project("walk", BUDGET="30")) == "error: BUDGET is '30'; write a number and s, m or h, such as 30m"
+    assert project.runs == []
 
 
 @pytest.mark.parametrize(

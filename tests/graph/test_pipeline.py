@@ -242,10 +242,10 @@ def test_an_experiment_depends_on_every_key_of_bench_and_on_its_own_definition_a
     for profile, params in graphs[1].items():
         bench = params["bench"]
         experiments = {stage["name"]: stage["params"] for stage in graphs[0][profile] if stage["name"][:6] == "bench@"}
-        assert experiments.keys() == {f"bench@{name}" for name in bench["definitions"]}
+        assert experiments.keys() == {f"bench@{name}" for name in bench["experiments"]}
         for name, keys in experiments.items():
-            own = {"definitions", f"definitions.{name.removeprefix('bench@')}"}
-            assert set(keys) == {"profile"} | {f"bench.{key}" for key in bench.keys() ^ own}
+            own = {"definitions", "experiments", f"definitions.{name.removeprefix('bench@')}"}
+            assert set(keys) == {"profile"} | {f"bench.{key}" for key in (bench.keys() ^ own) - {"experiments"}}
 
 
 def test_only_a_stage_or_a_tool_opens_a_results_folder_by_name():
@@ -260,6 +260,8 @@ def test_a_stage_depends_on_the_results_and_data_that_it_reads(graph):
         declared = [path for other in same for path in other["deps"] + other["outs"]]
         for file in own_code(stage):
             for path, whole in result_paths(file):
+                if stage["name"].startswith("bench@") and path == "finetune":
+                    continue  # through trtllm_serve/lora/serve.json, which holds the adapters' hashes
                 place = f"results/{profile}/{path}"
                 covers = any(place == one or place.startswith(f"{one}/") for one in declared)
                 inside = any(one.startswith(f"{place}/") for one in declared)

@@ -6,7 +6,7 @@ import subprocess
 
 import psutil
 import pytest
-from conftest import OWN_NETWORK, copy_tree, leave_out_experiments, run_in, set_params, variables
+from conftest import OWN_NETWORK, copy_tree, run_in, set_params, variables
 
 from lib.core.stage import read_json
 
@@ -53,7 +53,6 @@ def clone(tmp_path_factory):
     """A clone with the smallest settings, all of it run once: (tree, the stages that ran)."""
     tree = copy_tree(tmp_path_factory.mktemp("clone") / "tree")
     set_params(tree, **SMALLEST)
-    leave_out_experiments(tree)
     if OWN_NETWORK:  # without a way out nothing could be fetched any more
         environments = ("tools", "pytorch", "triton", "vllm", "client")
         run_in(tree, "containers/venv", *environments, check=True)
