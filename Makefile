@@ -4,11 +4,8 @@ TOOLS = containers/run venv:tools
 
 help:       ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/: .*## /\t/' | expand -t 18
-reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 8 to 11 min, no GPU. PROFILE=weightless|writeup: a GPU
-	@$(if $(PROFILE),$(TOOLS) python -m tools.profile $(PROFILE))
-	@$(TOOLS) python -m tools.preflight
-	@$(TOOLS) dvc repro
-	@$(TOOLS) python -m tools.verdicts
+reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 8 min, no GPU. PROFILE=weightless|writeup: a GPU; VERBOSE=1: all output
+	@exec $(TOOLS) python -m tools.reproduce $(PROFILE)
 doctor:     ## seconds: what PROFILE=... needs and what this machine has, as a checklist
 	@$(TOOLS) python -m tools.doctor $(PROFILE)
 profile:    ## seconds: write PROFILE=embedded|weightless|writeup into params.yaml

@@ -139,10 +139,9 @@ def docker_answers():
     )
 
 
-def main():
-    p = read_params(Estimate)
-    params = checked()
-    profile, images = params["profile"], load_yaml("containers/images.yaml")["images"]
+def check(params, images, tell=False):
+    """UserError with all that this machine lacks for these parameters and images; tell: print what a run takes."""
+    p, profile = Estimate(**params["estimate"]), params["profile"]
     missing = missing_images(in_use(images, params), docker_answers())
     cards = gpus()
     missing += misfits(params, images, len(cards))
@@ -152,6 +151,8 @@ def main():
     missing += missing_resources(disk, free, memory_gib(Path("/proc/meminfo").read_text()), cards)
     if missing:
         raise UserError(f"profile {profile} cannot run here:\n  " + "\n  ".join(missing))
+    if not tell:
+        return
     for line in to_rebuild(images["triton"]):
         print(line)
     gpu = f", {p.gpu_memory_gb:g} GB on the GPU" if p.gpu_memory_gb else ""
@@ -160,6 +161,11 @@ def main():
         f"{p.memory_gb:g} GB of memory{gpu}; what is up to date is skipped",
         flush=True,
     )
+
+
+def main():
+    read_params(Estimate)
+    check(checked(), load_yaml("containers/images.yaml")["images"], tell=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""
+The whole pipeline, one line a stage: python -m tools.reproduce [PROFILE]
+
+It is `dvc repro` with the estimate before it, each stage's output in .work/<profile>/logs/STAGE.log, and the verdicts
+after it; VERBOSE=1 shows all output instead. A run that is killed resumes. A profile is written into params.yaml only
+after this machine was found fit for it.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import yaml
+
+from lib.core.stage import UserError, load_yaml, read_json, results, run, write_json
+from tools import preflight
+from tools.profile import check_name, plan_profile, write_profile
+
+LOG_LINES = 15  # of a failed stage, shown on stderr
+RUNNING, UNCHANGED = re.compile(r"Running stage '(.+)'"), re.compile(r"Stage '(.+)' didn't change")
+
+
+# One run at a time.
+
+
+@contextmanager
+def only_run():
+    """Hold this checkout; UserError names who holds it. The lock goes with its process, however that ends."""
+    path = Path(".work/reproduce.lock")
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(f"{lock.read() or 'another run'} holds this checkout; wait for it or stop it") from None
+        if holder := dvc_holder():
+            raise UserError(f"{holder} holds this checkout; wait for it or stop it")
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} (make reproduce) of {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        lock.flush()
+        yield
+
+
+def dvc_holder():
+    """The living DVC process that holds DVC's lock, as "process 12 (dvc repro) of TIME"; None without one."""
+    try:
+        entries = json.loads(Path(".dvc/tmp/rwlock").read_text() or "{}")
+    except (OSError, ValueError):
+        return None
+    holders = [one for entry in entries.values() for one in [entry.get("write"), *entry.get("read", [])] if one]
+    for holder in holders:
+        try:
+            process = psutil.Process(holder["pid"])
+            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(process.create_time()))
+            if process.pid != os.getpid() and "dvc" in " ".join(process.cmdline()):
+                return f"process {process.pid} ({holder['cmd']}) of {since}"
+        except psutil.Error:
+            continue  # left by a run that was killed: DVC removes it
+    return None
+
+
+# The stages, one line each.
+
+
+class Progress(logging.Handler):
+    """Follows DVC's own messages: a line when a stage has ended, its output in a log of its own."""
+
+    def __init__(self, profile, total, minutes, verbose):
+        super().__init__()
+        self.total, self.minutes, self.verbose = total, minutes, verbose
+        self.logs, self.times = Path(".work") / profile / "logs", Path(".work") / profile / "stage_seconds.json"
+        self.seconds = read_json(self.times) if self.times.exists() else {}
+        self.terminal = os.fdopen(os.dup(1), "w")
+        self.begun, self.place, self.unchanged = time.monotonic(), 0, 0
+        self.names, self.stage, self.stage_begun, self.log = [], None, 0.0, None
+        self.logs.mkdir(parents=True, exist_ok=True)
+
+    def emit(self, record):
+        message = record.getMessage()
+        if found := UNCHANGED.match(message):
+            self.end_stage()
+            self.place += 1
+            self.unchanged += 1
+            self.done(found[1])
+        elif found := RUNNING.match(message):
+            self.end_stage()
+            self.begin_stage(found[1])
+
+    def done(self, name):
+        if name in self.names:
+            self.names.remove(name)
+
+    def begin_stage(self, name):
+        self.place += 1
+        self.stage, self.stage_begun, self.log = name, time.monotonic(), self.logs / f"{name}.log"
+        if not self.verbose:
+            self.redirect(self.log)
+
+    def redirect(self, path):
+        """Send what this process and its stages print to a file, anew."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sink = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        os.close(sink)
+
+    def end_stage(self):
+        """One line of the stage that has just ended."""
+        if self.stage is None:
+            return
+        seconds = time.monotonic() - self.stage_begun
+        self.seconds[self.stage] = round(seconds, 1)
+        write_json(self.times, self.seconds)
+        self.done(self.stage)
+        self.say(f"[{self.place:2} of {self.total}] {self.stage:22} {seconds:4.0f} s{self.left()}")
+        self.stage = None
+
+    def left(self):
+        """The time left, out of this checkout's last times or of the profile's estimate."""
+        if not self.names:
+            return ""
+        if all(name in self.seconds for name in self.names):
+            seconds = sum(self.seconds[name] for name in self.names)
+        else:
+            seconds = max(60 * self.minutes - (time.monotonic() - self.begun), 0)
+        return f", about {max(round(seconds / 60), 1)} min left"
+
+    def say(self, line):
+        clear = "\r\033[K" if self.terminal.isatty() else ""
+        print(f"{clear}{line}", file=self.terminal, flush=True)
+
+    def show_last_line(self, stop):
+        """On a terminal, the last line of the running stage's log, once a second."""
+        while not stop.wait(1):
+            if self.stage and self.log.exists():
+                lines = self.log.read_text(errors="replace").strip().splitlines() or [""]
+                width = os.get_terminal_size(self.terminal.fileno()).columns - 1
+                words = f"[{self.place:2} of {self.total}] {self.stage}: {lines[-1]}"[:width]
+                print(f"\r\033[K{words}", end="", file=self.terminal, flush=True)
+
+
+def run_stages(profile, minutes, targets=None):
+    """Run what changed; UserError with the end of the log of a stage that fails."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.repo.reproduce import get_active_graph, plan_repro
+
+    verbose = bool(os.environ.get("VERBOSE"))
+    with Repo() as repo:
+        stages = [stage for stage in repo.index.stages if Path(stage.path).name == "dvc.yaml"]
+        stages = [stage for stage in stages if Path(stage.path).parent == Path(repo.root_dir)]
+        steps = plan_repro(get_active_graph(repo.index.graph), stages)
+        progress = Progress(profile, len(steps), minutes, verbose)
+        progress.names = [step.addressing for step in steps]
+        logger, stop = logging.getLogger("dvc"), threading.Event()
+        logger.setLevel(logging.INFO)
+        logger.addHandler(progress)
+        if not verbose:
+            progress.redirect(progress.logs / "dvc.log")
+        if not verbose and progress.terminal.isatty():
+            threading.Thread(target=progress.show_last_line, args=[stop], daemon=True).start()
+        try:
+            repo.reproduce(targets)
+        except DvcException as error:
+            failed, progress.stage = progress.stage, None
+            raise UserError(describe_failure(failed, progress.log, error)) from None
+        finally:
+            stop.set()
+            logger.removeHandler(progress)
+            if not verbose:
+                os.dup2(progress.terminal.fileno(), 1)
+                os.dup2(progress.terminal.fileno(), 2)
+        progress.end_stage()
+    seconds = time.monotonic() - progress.begun
+    print(f"{progress.total - progress.unchanged} of {progress.total} stages ran in {seconds:.0f} s", flush=True)
+
+
+def describe_failure(stage, log, error):
+    """What failed and where it says so; the end of its log goes to stderr first."""
+    if not stage:
+        return f"DVC: {error}"
+    lines = log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:] if log.exists() else []
+    print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)
+    return f"stage {stage} failed; its log: {log}; mend it and run the same again, what is finished is kept"
+
+
+def summary_lines():
+    """What came out, in three lines."""
+    claims = read_json(results("claims") / "claims.json")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in claims["counts"].items() if count)
+    yield f"verdicts: {counts}"
+    yield f"report: {results('report') / 'index.html'}"
+    yield "next: make chat ADAPTER=lora, or change a number: containers/run venv:tools dvc exp run -S lora.r=8"
+
+
+def main():
+    if len(sys.argv) > 2:
+        raise UserError("usage: make reproduce [PROFILE=embedded|weightless|writeup]")
+    profile = sys.argv[1] if len(sys.argv) == 2 else None
+    with only_run():
+        if profile:
+            check_name(profile)
+            params, images, _ = plan_profile(profile)
+            preflight.check(yaml.safe_load(params), yaml.safe_load(images)["images"])
+            write_profile(profile)
+        params = preflight.checked()
+        preflight.check(params, load_yaml("containers/images.yaml")["images"], tell=True)
+        run_stages(params["profile"], params["estimate"]["minutes"])
+        for line in summary_lines():
+            print(line)
+
+
+if __name__ == "__main__":
+    run(main)
