@@ -69,3 +69,8 @@ def arms(folder):
 
 def many(value):
     return value if isinstance(value, list) else [value]
+
+
+def alike(want, have):
+    """Text matches where it is contained, whatever the case: "H100" is met by "NVIDIA H100 80GB HBM3"."""
+    return want.lower() in str(have).lower() if isinstance(want, str) else want == have
