@@ -10,11 +10,11 @@ out:  results/<profile>/claims/claims.json   each claim with its verdict, eviden
 from collections import Counter
 from dataclasses import dataclass
 
+from lib.analysis.own_figures import all_checks, card_limits
 from lib.claims.claims import load_claims
 from lib.claims.format import show
 from lib.claims.judge import settle
 from lib.claims.kinds import EVIDENCE, VERDICTS
-from lib.claims.own_figures import all_checks, card_limits
 from lib.claims.runs import run_facts, runs
 from lib.core.provenance import write_metrics
 from lib.core.stage import read_params, results, run
@@ -68,7 +68,8 @@ def main():
     p = read_params(Claims)
     writeups, claims = load_claims()
     all_runs = runs(results("machine").parent)
-    checks = all_checks(claims, card_limits(claims, all_runs))
+    published = {name: folder for name, folder in all_runs.items() if name != "this checkout"}
+    checks = all_checks(claims, card_limits(claims, published))
     settled = [settle(claim, p.tolerance, all_runs, checks) for claim in claims]
     out = results("claims")
     write_metrics(

@@ -115,6 +115,7 @@ def describe(one, value, unit):
 def table_checks(cells, units):
     """{cell: [check]} of one genai-perf table; cells: {name: value}, with users and the card's limits among them."""
     checks = {cell: [] for cell in cells}
+    cells = cells | {name: int(cells[name]) for name in ("requests",) if name in cells}  # a count is exact
     for cell, kind, expression, rule in [*TABLE_RULES, *wholes(cells)]:
         names = identifiers(expression)
         if {cell, *names} <= cells.keys():
