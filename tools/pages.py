@@ -49,7 +49,7 @@ def headlines(claims):
 def otherwise(claim):
     """The conditions of a figure that are not the claim's: without them a reader would compare it all the same."""
     shown = claim["verdict"] == "not comparable" and claim["measured"] is not None
-    return ": " + ", ".join(claim["apart"]) if shown else ""
+    return ": " + ", ".join(claim["unmet"]) if shown else ""
 
 
 def headlines_in(words, claims):

@@ -3,19 +3,19 @@
 from lib.analysis.roofline import closed_loop, decode_step, prefill, rates, seconds
 from lib.claims.claims import references
 from lib.claims.consistency import KINDS, check, describe, table_checks
-from lib.claims.runs import alike, optional
+from lib.claims.runs import matches, optional
 from lib.model.shapes import read_shape
 
 
 def all_checks(claims, limits):
     """{claim id: [check]} of every consistency check; limits: {card: limits.json}."""
     by_id = {claim.id: claim for claim in claims}
-    found = {}
+    checks = {}
     for claim in claims:
         if claim.consistent:
             figures = {name: figure_of(figure, by_id, claim, limits) for name, figure in references(claim).items()}
             if None not in figures.values():
-                found[claim.id] = [own_check(claim, figures)]
+                checks[claim.id] = [own_check(claim, figures)]
     for name in dict.fromkeys(claim.table["id"] for claim in claims if claim.table):
         part = [claim for claim in claims if claim.table and claim.table["id"] == name]
         cells = {claim.id.removeprefix(f"{name}-").replace("-", "_"): claim for claim in part}
@@ -23,16 +23,16 @@ def all_checks(claims, limits):
         checked = table_checks(
             {cell: claim.value for cell, claim in cells.items()} | extra, {cell: c.unit for cell, c in cells.items()}
         )
-        found |= {claim.id: checked[cell] for cell, claim in cells.items()}
-    return found
+        checks |= {claim.id: checked[cell] for cell, claim in cells.items()}
+    return checks
 
 
 def own_check(claim, figures):
     """The consistency check that a claim itself states; a broken one names the figures it disagrees with."""
     kind = next(kind for kind in KINDS if kind in claim.consistent)
-    one = check(kind, claim.value, claim.consistent[kind], figures, claim.consistent["rule"])
-    one["cells"] = [claim.id, *(figure for figure in references(claim).values() if isinstance(figure, str))]
-    return {**one, "says": describe(one, claim.value, claim.unit or "")}
+    result = check(kind, claim.value, claim.consistent[kind], figures, claim.consistent["rule"])
+    result["cells"] = [claim.id, *(figure for figure in references(claim).values() if isinstance(figure, str))]
+    return {**result, "says": describe(result, claim.value, claim.unit or "")}
 
 
 def figure_of(figure, by_id, claim, limits):
@@ -63,9 +63,9 @@ def load_limits(load, card):
 def card_limits(claims, all_runs):
     """{card: the limits.json with the most bandwidth} for every card that a writeup names and a run has measured."""
     measured = {name: optional(folder / "limits/limits.json") for name, folder in all_runs.items()}
-    found = {}
+    best = {}
     for card in {claim.card for claim in claims if claim.card}:
-        fitting = {name: limits for name, limits in measured.items() if limits and alike(card, limits["device"])}
+        fitting = {name: limits for name, limits in measured.items() if limits and matches(card, limits["device"])}
         if fitting:
-            found[card] = max(fitting.values(), key=lambda limits: limits["bytes_per_second"] or 0)
-    return found
+            best[card] = max(fitting.values(), key=lambda limits: limits["bytes_per_second"] or 0)
+    return best

@@ -101,15 +101,15 @@ def text(value):
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 100 else f"{value:,.2f}"
 
 
-def describe(one, value, unit):
+def describe(result, value, unit):
     """A check in words: what is printed beside what is expected."""
-    if one["expected"] is None:
-        return f"{one['rule']}: {'holds' if one['holds'] else 'does not hold'}"
-    beside = f"{text(value)} beside {text(one['expected'])} {unit}".strip()
-    if one["bound"]:
-        return f"{one['rule']}: {beside}, {1 + one['residual']:.0%}"
-    cause = "unequal lengths and rounding allow" if one["spread"] else "rounding allows"
-    return f"{one['rule']}: {beside}, {one['residual']:+.2%} ({cause} {one['allowed']:.2%})"
+    if result["expected"] is None:
+        return f"{result['rule']}: {'holds' if result['holds'] else 'does not hold'}"
+    beside = f"{text(value)} beside {text(result['expected'])} {unit}".strip()
+    if result["bound"]:
+        return f"{result['rule']}: {beside}, {1 + result['residual']:.0%}"
+    cause = "unequal lengths and rounding allow" if result["spread"] else "rounding allows"
+    return f"{result['rule']}: {beside}, {result['residual']:+.2%} ({cause} {result['allowed']:.2%})"
 
 
 def table_checks(cells, units):
@@ -120,21 +120,21 @@ def table_checks(cells, units):
         names = identifiers(expression)
         if {cell, *names} <= cells.keys():
             spread = evaluate(SPREAD[cell], cells)[1] if kind == "equals" and cell in SPREAD else 0.0
-            one = check(kind, cells[cell], expression, cells, rule, spread)
-            add(checks, [cell, *names], {**one, "says": describe(one, cells[cell], units.get(cell, ""))})
+            result = check(kind, cells[cell], expression, cells, rule, spread)
+            add(checks, [cell, *names], {**result, "says": describe(result, cells[cell], units.get(cell, ""))})
     for less, more, row in orders(cells):
-        one = check("at_most", cells[less], more, cells, "ordered")
+        result = check("at_most", cells[less], more, cells, "ordered")
         names = [f"{row}_{column}" for column in COLUMNS if f"{row}_{column}" in cells]
         whole = "ordered: " + " <= ".join(text(cells[name]) for name in names)
         pair = f"out of order: {less} {text(cells[less])}, {more} {text(cells[more])}"
-        add(checks, [less, more], {**one, "says": whole if one["holds"] else pair})
+        add(checks, [less, more], {**result, "says": whole if result["holds"] else pair})
     return checks
 
 
-def add(checks, cells, one):
+def add(checks, cells, result):
     """Note a check under every cell that it reads."""
     for cell in cells:
-        checks[cell].append({**one, "cells": cells})
+        checks[cell].append({**result, "cells": cells})
 
 
 def identifiers(expression):

@@ -4,7 +4,7 @@ import dataclasses
 
 from lib.claims.format import published, show
 from lib.claims.kinds import CARD, CONTRADICTED, CPU, MEASURED, OTHER_CARD, UNANSWERED, rank
-from lib.claims.runs import alike, arms, facts_of, lookup, many, optional, run_facts
+from lib.claims.runs import arms, as_list, facts_of, lookup, matches, optional, run_facts
 
 # The stages of studies/dvc.yaml.
 STUDIES = ("streaming", "multilora", "client_accuracy", "speedups", "kv_cache")
@@ -16,58 +16,74 @@ ARITHMETIC_TOLERANCE = 0.005
 COMPUTED = {"vram": "predicted", "kv_cache": "computed"}
 
 
-def gathered(stated, run_wide):
+def collect_facts(stated, run_wide):
     """{fact: values} of the files that a claim reads; what they do not state is taken from the run."""
     names = {name for facts in stated for name in facts}
-    values = {name: [v for facts in stated if name in facts for v in many(facts[name])] for name in names}
-    return {name: many(value) for name, value in run_wide.items()} | values
+    values = {name: [v for facts in stated if name in facts for v in as_list(facts[name])] for name in names}
+    return {name: as_list(value) for name, value in run_wide.items()} | values
 
 
-def unmet(requires, facts):
+def find_unmet(requires, facts):
     """{requirement: text} of those that the facts do not meet; a list asks for any of its entries."""
-    lacks = {}
+    unmet = {}
     for name, want in requires.items():
-        met = [any(alike(one, have) for one in many(want)) for have in facts.get(name, [])]
+        met = [any(matches(entry, value) for entry in as_list(want)) for value in facts.get(name, [])]
         # Servers are compared with each other, so one engine must be the one asked for; all else holds for every file.
         if not (any(met) if name == "engine" else met and all(met)):
             here = ", ".join(dict.fromkeys(map(str, facts.get(name, ["not stated"]))))
-            lacks[name] = f"{name} {' or '.join(map(str, many(want)))} (here {here})"
-    return lacks
+            unmet[name] = f"{name} {' or '.join(map(str, as_list(want)))} (here {here})"
+    return unmet
 
 
 def outcome(claim, name, folder, arm, tolerance):
     """{run, verdict, evidence, reason, measured} of one claim in one run (and fine-tuning arm); where it is not
-    comparable, with the unmet conditions, `apart`."""
-    stated, values, problems, missing = [], {}, [], None
-    result = {"run": f"{name} ({arm[1:]} arm)" if arm else name, "measured": None, "evidence": "none"}
+    comparable, with the conditions that are not met, `unmet`."""
+    run = {"run": f"{name} ({arm[1:]} arm)" if arm else name, "measured": None, "evidence": "none"}
+    values, stated, problems, missing = read_figures(claim, folder, arm)
+    if missing:
+        return {**run, "verdict": "not measured", "reason": missing[0]}
+    if len(values) == len(claim.figures):
+        run["measured"] = compute(claim.formula, values)
+    facts = collect_facts(stated, run_facts(folder))
+    unmet = find_unmet(claim.requires, facts)
+    excused = {key: text for key, text in unmet.items() if key in (claim.elsewhere or ())}
+    if problems or unmet.keys() - excused.keys():
+        return not_comparable(run, problems, unmet, facts)
+    judged = {**run, "evidence": evidence(claim, facts), **judge(claim, run["measured"], values, tolerance)}
+    return on_another_card(judged, excused) if excused else judged
+
+
+def read_figures(claim, folder, arm):
+    """(values, facts, problems, missing) of the files that a claim reads in one run.
+
+    problems: invalid points and stand-ins, as text; missing: why a figure is not there.
+    """
+    values, stated, problems, missing = {}, [], [], []
     for figure, where in claim.figures.items():
         path = where["file"].replace("{arm}", arm)
         data = optional(folder / path)
         stated.append(facts_of(data))
         try:
-            values[figure] = lookup(data, where["key"])
+            value = lookup(data, where["key"])
         except ValueError as error:
             problems.append(f"the point in {path} is invalid: {error}")
             continue
-        if values[figure] is None:
-            missing = missing or str(data.get("not_measured") or without(path, where["key"], data))
-        elif data.get("engine_is_stand_in"):
+        if value is None:
+            missing.append(str(data.get("not_measured") or without(path, where["key"], data)))
+            continue
+        values[figure] = value
+        if data.get("engine_is_stand_in"):
             problems.append(f"{path} is of a stand-in engine, {data.get('engine')}")
-    if missing:
-        return {**result, "verdict": "not measured", "reason": missing}
-    if not any("invalid" in problem for problem in problems):
-        result["measured"] = compute(claim.formula, values)
-    facts = gathered(stated, run_facts(folder))
-    lacks = unmet(claim.requires, facts)
-    away = {key: lack for key, lack in lacks.items() if key in (claim.elsewhere or ())}
-    if apart := problems + [lack for key, lack in lacks.items() if key not in away]:
-        needs = f"needs {', '.join(lacks.values())}" if lacks else ""
-        model = facts.get("model", ["a model without a name"])[0]
-        shown = "" if result["measured"] is None else f"; measured {show(result['measured'])} on {model}"
-        reason = "; ".join(filter(None, [*problems, needs])) + shown
-        return {**result, "verdict": "not comparable", "reason": reason, "apart": apart}
-    judged = {**result, "evidence": evidence(claim, facts), **judge(claim, result["measured"], values, tolerance)}
-    return on_another_card(judged, away) if away else judged
+    return values, stated, list(dict.fromkeys(problems)), missing
+
+
+def not_comparable(run, problems, unmet, facts):
+    """The outcome of a run under other conditions, which its reason names."""
+    needs = [f"needs {', '.join(unmet.values())}"] if unmet else []
+    model = facts.get("model", ["a model without a name"])[0]
+    shown = "" if run["measured"] is None else f"; measured {show(run['measured'])} on {model}"
+    reason = "; ".join(problems + needs) + shown
+    return {**run, "verdict": "not comparable", "reason": reason, "unmet": [*problems, *unmet.values()]}
 
 
 def without(path, key, data):
@@ -75,13 +91,13 @@ def without(path, key, data):
     return f"{path} holds no {key}" if data else f"no {path}; `dvc repro {stage_of(path)}` makes it"
 
 
-def on_another_card(judged, away):
+def on_another_card(judged, excused):
     """A ratio or a rank of a card that is not the writeup's shows the direction at most."""
     verdict = "direction only" if judged["verdict"] == "reproduced" else judged["verdict"]
     return {
         **judged,
         "verdict": verdict,
-        "reason": f"not on the writeup's machine: {', '.join(away.values())}; {judged['reason']}",
+        "reason": f"not on the writeup's machine: {', '.join(excused.values())}; {judged['reason']}",
     }
 
 
@@ -93,7 +109,7 @@ def evidence(claim, facts):
     cards = [card for card in facts.get("gpu", []) if card != "none"]
     if not cards:
         return CPU
-    return CARD if claim.card and all(alike(claim.card, card) for card in cards) else OTHER_CARD
+    return CARD if claim.card and all(matches(claim.card, card) for card in cards) else OTHER_CARD
 
 
 def stage_of(path):
@@ -154,7 +170,7 @@ def settle(claim, tolerance, all_runs, checks=None):
     best = min(outcomes, key=rank, default=nothing)
     best = {**best, "reason": best["reason"] + disagreement(best, outcomes)}
     if claim.contradiction:
-        outcomes, best = [contradicted(one) for one in outcomes], contradicted(best)
+        outcomes, best = [contradicted(each) for each in outcomes], contradicted(best)
         measured = "" if best["measured"] is None else f" ({best['reason']})"
         best = {**best, "verdict": CONTRADICTED, "evidence": "own text", "reason": claim.contradiction + measured}
     return {
@@ -214,8 +230,8 @@ def consistency_outcomes(claim, checks):
     """The outcome by the writeup's other figures and the card's limit; a broken check is named first."""
     if not checks:
         return []
-    broken = [one for one in checks if not one["holds"]]
-    says = list(dict.fromkeys(one["says"] for one in broken or checks))
+    broken = [result for result in checks if not result["holds"]]
+    says = list(dict.fromkeys(result["says"] for result in broken or checks))
     cells = [f"the cells are {' and '.join(broken[0]['cells'])}"] if broken else []
     return [
         {
@@ -259,9 +275,11 @@ def disagreement(best, outcomes):
     if best["verdict"] not in MEASURED:
         return ""
     others = [
-        f"{one['run']}: {one['verdict']}, {show(one['measured'])}"
-        for one in outcomes
-        if one["evidence"] == best["evidence"] and one["verdict"] in MEASURED and one["verdict"] != best["verdict"]
+        f"{other['run']}: {other['verdict']}, {show(other['measured'])}"
+        for other in outcomes
+        if other["evidence"] == best["evidence"]
+        and other["verdict"] in MEASURED
+        and other["verdict"] != best["verdict"]
     ]
     return f"; other runs differ ({'; '.join(others)})" if others else ""
 

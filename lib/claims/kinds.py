@@ -60,5 +60,5 @@ def rank(outcome):
         list(EVIDENCE).index(outcome["evidence"]),
         list(VERDICTS).index(outcome["verdict"]),
         outcome["measured"] is None,
-        len(outcome.get("apart", ())),
+        len(outcome.get("unmet", ())),
     )

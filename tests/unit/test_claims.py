@@ -174,7 +174,7 @@ def test_a_result_file_that_is_cut_short_is_named(tmp_path):
     path = tmp_path / "run" / "vram" / "vram.json"
     path.write_text(path.read_text()[:400])
     with pytest.raises(UserError, match="vram/vram.json: not whole"):
-        judged("lora-estimate", {"h100": tmp_path / "run"})
+        judged("lora-gradients-negligible", {"h100": tmp_path / "run"})
 
 
 @pytest.mark.parametrize(
