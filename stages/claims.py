@@ -1,18 +1,20 @@
 """
-A verdict for every published number: the claims of data/claims.yaml joined with this checkout's run and with every
+A verdict for every published number: the claims of data/claims/ joined with this checkout's run and with every
 reference run. Every result file is optional: what is absent is not measured.
 
-in:   data/claims.yaml, results/<profile>/, results/reference/*/
-out:  results/<profile>/claims/claims.json   each claim with its verdict, the reason, and its outcome in every run
+in:   data/claims/*.yaml, results/<profile>/, results/reference/*/
+out:  results/<profile>/claims/claims.json   each claim with its verdict, evidence, reason, and its outcome in every run
       results/<profile>/claims/claims.md     counts and verdicts as tables
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
-from lib.claims.claims import load_ledger
-from lib.claims.format import VERDICTS, show
+from lib.analysis.own_figures import all_checks, card_limits
+from lib.claims.claims import load_claims
+from lib.claims.format import show
 from lib.claims.judge import settle
+from lib.claims.kinds import EVIDENCE, VERDICTS
 from lib.claims.runs import run_facts, runs
 from lib.core.provenance import write_metrics
 from lib.core.stage import read_params, results, run
@@ -23,17 +25,38 @@ class Claims:
     tolerance: float
 
 
+def counts(claims):
+    """{verdict: claims}, in the order of the kinds."""
+    found = Counter(claim["verdict"] for claim in claims)
+    return {verdict: found[verdict] for verdict in VERDICTS}
+
+
+def counts_by_evidence(claims):
+    """{evidence: {verdict: claims}} without empty cells."""
+    found = Counter((claim["evidence"], claim["verdict"]) for claim in claims)
+    return {
+        name: {verdict: found[name, verdict] for verdict in VERDICTS if found[name, verdict]}
+        for name in EVIDENCE
+        if any(found[name, verdict] for verdict in VERDICTS)
+    }
+
+
 def as_markdown(claims):
     """Counts and verdicts as two tables."""
-    counts = Counter(claim["verdict"] for claim in claims)
-    lines = ["| verdict | claims |", "|---|---:|", *(f"| {verdict} | {counts[verdict]} |" for verdict in VERDICTS), ""]
-    lines += ["| claim | published | measured | verdict | run | reason |", "|---|---:|---:|---|---|---|"]
+    lines = [
+        "| verdict | claims |",
+        "|---|---:|",
+        *(f"| {name} | {count} |" for name, count in counts(claims).items()),
+        "",
+    ]
+    lines += ["| claim | published | measured | verdict | evidence | run | reason |", "|---|---:|---:|---|---|---|---|"]
     for claim in claims:
         row = [
             claim["id"],
             claim["published"],
             show(claim["measured"]),
             claim["verdict"],
+            claim["evidence"],
             claim["run"] or "—",
             claim["reason"],
         ]
@@ -43,22 +66,26 @@ def as_markdown(claims):
 
 def main():
     p = read_params(Claims)
-    writeups, claims = load_ledger()
+    writeups, claims = load_claims()
     all_runs = runs(results("machine").parent)
-    settled = [settle(claim, p.tolerance, all_runs) for claim in claims]
-    counts = Counter(claim["verdict"] for claim in settled)
+    published = {name: folder for name, folder in all_runs.items() if name != "this checkout"}
+    checks = all_checks(claims, card_limits(claims, published))
+    settled = [settle(claim, p.tolerance, all_runs, checks) for claim in claims]
     out = results("claims")
     write_metrics(
         out / "claims.json",
         {
             "runs": {name: {"folder": str(folder), **run_facts(folder)} for name, folder in all_runs.items()},
-            "counts": {verdict: counts[verdict] for verdict in VERDICTS},
+            "kinds": VERDICTS,
+            "evidence": EVIDENCE,
+            "counts": counts(settled),
+            "counts_by_evidence": counts_by_evidence(settled),
             "writeups": writeups,
             "claims": settled,
         },
     )
     (out / "claims.md").write_text(as_markdown(settled))
-    print(f"claims: {', '.join(f'{counts[verdict]} {verdict}' for verdict in VERDICTS)}")
+    print(f"claims: {', '.join(f'{count} {verdict}' for verdict, count in counts(settled).items() if count)}")
 
 
 if __name__ == "__main__":

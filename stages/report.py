@@ -11,7 +11,7 @@ out:  results/<profile>/report/index.html   one file: style and figures inside, 
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.claims.format import VERDICTS
+from lib.claims.kinds import VERDICTS
 from lib.core.stage import read_json, read_params, results, run, write_json
 from lib.report import (
     answers,

@@ -1,14 +1,14 @@
 """
 One table of every served point of every run: corrected numbers, limit, share, ratio, interval, valid.
 
-in:   results/<profile>/bench, results/<profile>/limits, results/reference/*/{bench,limits}, data/claims.yaml
+in:   results/<profile>/bench, results/<profile>/limits, results/reference/*/{bench,limits}, data/claims/*.yaml
 out:  results/<profile>/serving_summary/summary.json      what the report and `bench_vllm_vs_trtllm` render
       results/<profile>/serving_summary/throughput.json   this checkout's points in short, for `dvc exp show`
 """
 
 from lib.analysis.summary import summarise
 from lib.bench.metrics import RATE
-from lib.claims.claims import load_ledger
+from lib.claims.claims import load_claims
 from lib.claims.runs import OWN_RUN, runs
 from lib.core.provenance import write_metrics
 from lib.core.stage import results, run, write_json
@@ -27,7 +27,7 @@ def short_points(experiment):
 
 
 def main():
-    _, claims = load_ledger()
+    _, claims = load_claims()
     summary = summarise(runs(results("machine").parent), {claim.id: claim.value for claim in claims})
     path = results("serving_summary") / "summary.json"
     write_metrics(path, summary)

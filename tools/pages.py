@@ -10,15 +10,12 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from lib.claims.format import VERDICTS
-from lib.claims.judge import rank
+from lib.claims.kinds import EVIDENCE, UNANSWERED, VERDICTS, rank
 from lib.core.stage import UserError, load_yaml, read_json, results, run
 from lib.report.overview import HEADLINES, measured
 
 MARK = re.compile(r"<!-- [\w-]+:(?:begin|end) -->")
 BLOCK = re.compile(r"(<!-- ([\w-]+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
-# What no run of ours answers stands folded below what one does.
-FOLDED = ("not comparable", "not measured")
 
 
 def table(header, rule, rows):
@@ -31,59 +28,96 @@ def public(claim):
     """A claim with its best outcome by a reference run or by arithmetic."""
     outcomes = [one for one in claim["outcomes"] if one["run"] and not one["run"].startswith("this checkout")]
     reason = "no reference run has it" if claim["measure"] else "no stage measures it"
-    nothing = {"run": None, "verdict": "not measured", "measured": None, "reason": reason}
+    nothing = {"run": None, "verdict": "not measured", "measured": None, "evidence": "none", "reason": reason}
     best = min(outcomes, key=rank, default=nothing)
     if claim["contradiction"]:
-        return {**claim, **best, "verdict": claim["verdict"], "reason": claim["contradiction"]}
+        shown = {"verdict": claim["verdict"], "evidence": claim["evidence"], "reason": claim["contradiction"]}
+        return {**claim, **best, **shown}
     return {**claim, **best}
 
 
 def headlines(claims):
     rows = [
-        [c["says"], c["published"], measured(c), c["verdict"] + otherwise(c)] for c in claims if c["id"] in HEADLINES
+        [c["says"], c["published"], measured(c), c["verdict"] + otherwise(c), c["evidence"]]
+        for c in claims
+        if c["id"] in HEADLINES
     ]
-    return table(["claim", "published", "measured", "verdict"], ["---", "---:", "---:", "---"], rows)
+    header = ["claim", "published", "measured", "verdict", "evidence"]
+    return table(header, ["---", "---:", "---:", "---", "---"], rows)
 
 
 def otherwise(claim):
     """The conditions of a figure that are not the claim's: without them a reader would compare it all the same."""
     shown = claim["verdict"] == "not comparable" and claim["measured"] is not None
-    return ": " + ", ".join(claim["apart"]) if shown else ""
+    return ": " + ", ".join(claim["unmet"]) if shown else ""
 
 
 def headlines_in(words, claims):
-    """The same with another language's words: {header, claims, units, runs, verdicts}; a unit without one stays."""
+    """The same in another language: {header, claims, units, runs, verdicts, evidence}; a unit without a word stays."""
     rows = []
     for claim in (claim for claim in claims if claim["id"] in HEADLINES):
         figure, _, unit = claim["published"].partition(" ")
         shown = f"{figure} {words['units'].get(unit, unit)}".strip()
         got = measured({**claim, "run": words["runs"].get(claim["run"], claim["run"])})
         verdict = words["verdicts"][claim["verdict"]] + otherwise(claim)
-        rows.append([words["claims"][claim["id"]], shown, got, verdict])
-    return table(words["header"], ["---", "---:", "---:", "---"], rows)
+        rows.append([words["claims"][claim["id"]], shown, got, verdict, words["evidence"][claim["evidence"]]])
+    return table(words["header"], ["---", "---:", "---:", "---", "---"], rows)
+
+
+def summary(claims):
+    """How many claims have which verdict, in the order of the kinds."""
+    counts = Counter(claim["verdict"] for claim in claims)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
 
 
 def of_writeup(claims):
-    """Every claim of a writeup with its verdict, the reason and the note; what no run answers is folded."""
-    counts = Counter(claim["verdict"] for claim in claims)
-    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    header, rule = ["claim", "published", "measured", "verdict", "why"], ["---", "---:", "---:", "---", "---"]
-
-    def rows(verdicts):
-        return [
-            [c["says"], c["published"], measured(c), c["verdict"], "\n".join(filter(None, (c["reason"], c["note"])))]
-            for c in claims
-            if c["verdict"] in verdicts
-        ]
-
-    parts = [f"{len(claims)} claims: {summary}."]
-    if answered := rows(set(VERDICTS) - set(FOLDED)):
-        parts.append(table(header, rule, answered))
-    for verdict in FOLDED:
-        if counts[verdict]:
-            fold = f"<details><summary>{counts[verdict]} {verdict}</summary>"
-            parts += [fold, table(header, rule, rows({verdict})), "</details>"]
+    """Every claim of a writeup by section, with its conditions, verdict, evidence and reason; printed tables folded."""
+    header, rule = (
+        ["claim", "published", "measured", "verdict", "evidence", "why"],
+        ["---", "---:", "---:", "---", "---", "---"],
+    )
+    parts = [f"{len(claims)} claims: {summary(claims)}."]
+    for section in dict.fromkeys(claim["section"] for claim in claims):
+        for cells in (False, True):
+            part = [c for c in claims if c["section"] == section and bool(c["table"]) == cells]
+            if part:
+                name = f"{section}, the printed tables" if cells else section
+                fold = f"<details><summary>{name}: {summary(part)}</summary>"
+                parts += [fold, table(header, rule, [claim_row(claim) for claim in part]), "</details>"]
     return "\n\n".join(parts)
+
+
+def claim_row(claim):
+    """A claim as a row: what it says and of what, and why the verdict is what it is."""
+    says = [claim["says"], f"({claim['conditions']})", claim["inferred"] and f"Inferred: {claim['inferred']}."]
+    command = claim["verdict"] in UNANSWERED and claim["command"] and f"Command: `{claim['command']}`"
+    why = [claim["reason"], command, claim["note"]]
+    cells = [claim["published"], measured(claim), claim["verdict"], claim["evidence"]]
+    return ["\n".join(filter(None, says)), *cells, "\n".join(filter(None, why))]
+
+
+def kinds(claims):
+    """What each verdict and each evidence means, and how many claims have it."""
+    verdicts = Counter(claim["verdict"] for claim in claims)
+    evidence = Counter(claim["evidence"] for claim in claims)
+    verdict_rows = [[name, says, str(verdicts[name])] for name, says in VERDICTS.items()]
+    evidence_rows = [[name, says, str(evidence[name])] for name, says in EVIDENCE.items()]
+    rule = ["---", "---", "---:"]
+    return "\n\n".join(
+        [
+            table(["verdict", "meaning", "claims"], rule, verdict_rows),
+            table(["evidence", "meaning", "claims"], rule, evidence_rows),
+        ]
+    )
+
+
+def unanswered(claims):
+    """The claims without an answer, each with the command that gives it."""
+    rows = [[c["says"], c["verdict"], f"`{c['command']}`"] for c in claims if c["verdict"] in UNANSWERED]
+    asked = sum(claim["verdict"] != "opinion" for claim in claims)
+    return f"{len(rows)} of {asked} claims that a run or a source can decide have no answer.\n\n" + table(
+        ["claim", "verdict", "command that answers it"], ["---"] * 3, rows
+    )
 
 
 def then_and_now(steps):
@@ -106,17 +140,19 @@ def discrepancies(entries):
     return table(["", "in the writeup", "what the pinned versions do", "here"], ["---"] * 4, rows)
 
 
-def tables(ledger):
+def tables(settled):
     """{name: Markdown} of every table that a page may hold."""
-    claims = [public(claim) for claim in ledger["claims"]]
+    claims = [public(claim) for claim in settled["claims"]]
     found = {
         "results": headlines(claims),
         "results-ja": headlines_in(load_yaml("data/ja.yaml"), claims),
+        "kinds": kinds(claims),
+        "unanswered": unanswered(claims),
         "discrepancies": discrepancies(load_yaml("data/discrepancies.yaml")),
     }
     for writeup, steps in load_yaml("data/then_and_now.yaml").items():
         found[f"commands-{writeup}"] = then_and_now(steps)
-    for writeup in ledger["writeups"]:
+    for writeup in settled["writeups"]:
         found[f"claims-{writeup['id']}"] = of_writeup([c for c in claims if c["writeup"] == writeup["id"]])
     return found
 

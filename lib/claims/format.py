@@ -1,10 +1,6 @@
-"""
-Verdict names and figures as text.
-"""
+"""Figures as text."""
 
-# The best outcome over all runs is a claim's verdict, in this order; a contradiction in the source goes before all.
-CONTRADICTED = "contradicted by its own source"
-VERDICTS = ("reproduced", "direction only", "not reproduced", CONTRADICTED, "not comparable", "not measured")
+from lib.claims.consistency import Printed, decimals
 
 
 def show(value):
@@ -17,5 +13,8 @@ def show(value):
 
 
 def published(claim):
-    """The published figure exactly as the ledger has it, with its unit."""
-    return "—" if claim.value is None else f"{claim.value:,} {claim.unit or ''}".strip()
+    """The published figure with the digits and the unit that were printed, and what the unit really is."""
+    if claim.value is None:
+        return "—"
+    value = f"{claim.value:,.{decimals(claim.value)}f}" if isinstance(claim.value, Printed) else f"{claim.value:,}"
+    return f"{value} {claim.unit or ''}".strip() + (f" ({claim.reads})" if claim.reads else "")

@@ -1,11 +1,10 @@
-"""
-Judge a claim: compare what was published with what the runs measured.
-"""
+"""Judge a claim: compare what was published with the runs, with pinned sources, and with its own figures."""
 
 import dataclasses
 
-from lib.claims.format import CONTRADICTED, VERDICTS, published, show
-from lib.claims.runs import arms, facts_of, lookup, many, optional, run_facts
+from lib.claims.format import published, show
+from lib.claims.kinds import CARD, CONTRADICTED, CPU, MEASURED, OTHER_CARD, UNANSWERED, rank
+from lib.claims.runs import arms, as_list, facts_of, lookup, matches, optional, run_facts
 
 # The stages of studies/dvc.yaml.
 STUDIES = ("streaming", "multilora", "client_accuracy", "speedups", "kv_cache")
@@ -13,59 +12,104 @@ STUDIES = ("streaming", "multilora", "client_accuracy", "speedups", "kv_cache")
 # Arithmetic on published figures must agree up to their rounding.
 ARITHMETIC_TOLERANCE = 0.005
 
+# What is computed without running a model, by the folder of its file.
+COMPUTED = {"vram": "predicted", "kv_cache": "computed"}
 
-def gathered(stated, run_wide):
+
+def collect_facts(stated, run_wide):
     """{fact: values} of the files that a claim reads; what they do not state is taken from the run."""
     names = {name for facts in stated for name in facts}
-    values = {name: [v for facts in stated if name in facts for v in many(facts[name])] for name in names}
-    return {name: many(value) for name, value in run_wide.items()} | values
+    values = {name: [v for facts in stated if name in facts for v in as_list(facts[name])] for name in names}
+    return {name: as_list(value) for name, value in run_wide.items()} | values
 
 
-def unmet(requires, facts):
-    """The requirements that the facts do not meet, as text; a list asks for any of its entries."""
-    lacks = []
+def find_unmet(requires, facts):
+    """{requirement: text} of those that the facts do not meet; a list asks for any of its entries."""
+    unmet = {}
     for name, want in requires.items():
-        met = [any(alike(one, have) for one in many(want)) for have in facts.get(name, [])]
+        met = [any(matches(entry, value) for entry in as_list(want)) for value in facts.get(name, [])]
         # Servers are compared with each other, so one engine must be the one asked for; all else holds for every file.
         if not (any(met) if name == "engine" else met and all(met)):
             here = ", ".join(dict.fromkeys(map(str, facts.get(name, ["not stated"]))))
-            lacks.append(f"{name} {' or '.join(map(str, many(want)))} (here {here})")
-    return lacks
-
-
-def alike(want, have):
-    """Text matches where it is contained, whatever the case: "H100" is met by "NVIDIA H100 80GB HBM3"."""
-    return want.lower() in str(have).lower() if isinstance(want, str) else want == have
+            unmet[name] = f"{name} {' or '.join(map(str, as_list(want)))} (here {here})"
+    return unmet
 
 
 def outcome(claim, name, folder, arm, tolerance):
-    """{run, verdict, reason, measured} of one claim in one run (and fine-tuning arm); where it is not comparable, with
-    the conditions that are other ones, `apart`."""
-    stated, values, problems = [], {}, []
-    result = {"run": f"{name} ({arm[1:]} arm)" if arm else name, "measured": None}
+    """{run, verdict, evidence, reason, measured} of one claim in one run (and fine-tuning arm); where it is not
+    comparable, with the conditions that are not met, `unmet`."""
+    run = {"run": f"{name} ({arm[1:]} arm)" if arm else name, "measured": None, "evidence": "none"}
+    values, stated, problems, missing = read_figures(claim, folder, arm)
+    if missing:
+        return {**run, "verdict": "not measured", "reason": missing[0]}
+    if len(values) == len(claim.figures):
+        run["measured"] = compute(claim.formula, values)
+    facts = collect_facts(stated, run_facts(folder))
+    unmet = find_unmet(claim.requires, facts)
+    excused = {key: text for key, text in unmet.items() if key in (claim.elsewhere or ())}
+    if problems or unmet.keys() - excused.keys():
+        return not_comparable(run, problems, unmet, facts)
+    judged = {**run, "evidence": evidence(claim, facts), **judge(claim, run["measured"], values, tolerance)}
+    return on_another_card(judged, excused) if excused else judged
+
+
+def read_figures(claim, folder, arm):
+    """(values, facts, problems, missing) of the files that a claim reads in one run.
+
+    problems: invalid points and stand-ins, as text; missing: why a figure is not there.
+    """
+    values, stated, problems, missing = {}, [], [], []
     for figure, where in claim.figures.items():
         path = where["file"].replace("{arm}", arm)
         data = optional(folder / path)
         stated.append(facts_of(data))
-        if data.get("engine_is_stand_in"):
-            problems.append(f"{path} is of a stand-in engine, {data.get('engine')}")
         try:
-            values[figure] = lookup(data, where["key"])
+            value = lookup(data, where["key"])
         except ValueError as error:
             problems.append(f"the point in {path} is invalid: {error}")
-        if values.get(figure) is None and not problems:
-            missing = f"{path} holds no {where['key']}" if data else f"no {path}; `dvc repro {stage_of(path)}` makes it"
-            return {**result, "verdict": "not measured", "reason": str(data.get("not_measured") or missing)}
-    if None not in [values.get(figure) for figure in claim.figures]:
-        result["measured"] = compute(claim.formula, values)
-    facts = gathered(stated, run_facts(folder))
-    lacks = unmet(claim.requires, facts)
-    if apart := problems + lacks:
-        needs = ["needs " + ", ".join(lacks)] if lacks else []
-        model = facts.get("model", ["a model without a name"])[0]
-        shown = "" if result["measured"] is None else f"; measured {show(result['measured'])} on {model}"
-        return {**result, "verdict": "not comparable", "reason": "; ".join(problems + needs) + shown, "apart": apart}
-    return {**result, **judge(claim, result["measured"], values, tolerance)}
+            continue
+        if value is None:
+            missing.append(str(data.get("not_measured") or without(path, where["key"], data)))
+            continue
+        values[figure] = value
+        if data.get("engine_is_stand_in"):
+            problems.append(f"{path} is of a stand-in engine, {data.get('engine')}")
+    return values, stated, list(dict.fromkeys(problems)), missing
+
+
+def not_comparable(run, problems, unmet, facts):
+    """The outcome of a run under other conditions, which its reason names."""
+    needs = [f"needs {', '.join(unmet.values())}"] if unmet else []
+    model = facts.get("model", ["a model without a name"])[0]
+    shown = "" if run["measured"] is None else f"; measured {show(run['measured'])} on {model}"
+    reason = "; ".join(problems + needs) + shown
+    return {**run, "verdict": "not comparable", "reason": reason, "unmet": [*problems, *unmet.values()]}
+
+
+def without(path, key, data):
+    """Why a file has no figure, and the command that makes it."""
+    return f"{path} holds no {key}" if data else f"no {path}; `dvc repro {stage_of(path)}` makes it"
+
+
+def on_another_card(judged, excused):
+    """A ratio or a rank of a card that is not the writeup's shows the direction at most."""
+    verdict = "direction only" if judged["verdict"] == "reproduced" else judged["verdict"]
+    return {
+        **judged,
+        "verdict": verdict,
+        "reason": f"not on the writeup's machine: {', '.join(excused.values())}; {judged['reason']}",
+    }
+
+
+def evidence(claim, facts):
+    """How a comparable figure came about."""
+    folders = {where["file"].partition("/")[0] for where in claim.figures.values()}
+    if folders <= COMPUTED.keys():
+        return COMPUTED[min(folders)]
+    cards = [card for card in facts.get("gpu", []) if card != "none"]
+    if not cards:
+        return CPU
+    return CARD if claim.card and all(matches(claim.card, card) for card in cards) else OTHER_CARD
 
 
 def stage_of(path):
@@ -90,7 +134,8 @@ def judge(claim, measured, values, tolerance):
         figures = ", ".join(f"{name} {show(value)}" for name, value in values.items())
         answer = "holds" if measured else "does not hold"
         verdict = "reproduced" if measured else "not reproduced"
-        return {"verdict": verdict, "reason": f"`{claim.formula}` {answer}: {figures}"}
+        formula = claim.formula if values else claim.computed
+        return {"verdict": verdict, "reason": f"`{formula}` {answer}" + (f": {figures}" if figures else "")}
     limit = tolerance if claim.tolerance is None else claim.tolerance
     ratio = measured / claim.value if claim.value else None
     neutral = claim.measure.get("no_effect") if values else None
@@ -100,39 +145,153 @@ def judge(claim, measured, values, tolerance):
         verdict = "direction only"
     else:
         verdict = "not reproduced"
-    predicted = values and all(figure["file"].startswith("vram/") for figure in claim.figures.values())
-    how = "predicted" if predicted else "measured" if values else "computed"
+    folders = {figure["file"].partition("/")[0] for figure in claim.figures.values()} if values else set()
+    how = COMPUTED.get(min(folders), "measured") if len(folders) == 1 else "measured" if values else "computed"
     times = "" if ratio is None else f"ratio {ratio:.4g}, "
     reason = f"{how} {show(measured)}, published {published(claim)}; {times}tolerance {limit:g}"
     return {"verdict": verdict, "reason": reason}
 
 
-def settle(claim, tolerance, all_runs):
-    """A claim as a dictionary with its verdict, the reason, the run that gave it, and its outcome in every run."""
-    outcomes = []
-    if claim.measure is not None:
-        by_arm = any("{arm}" in figure["file"] for figure in claim.figures.values())
-        outcomes += [
-            outcome(claim, name, folder, arm, tolerance)
-            for name, folder in all_runs.items()
-            for arm in (arms(folder) if by_arm else [""])
-        ]
-    if claim.computed is not None:
-        value = compute(claim.computed, {})
-        outcomes.append({"run": "arithmetic", "measured": value, **judge(claim, value, {}, ARITHMETIC_TOLERANCE)})
+def settle(claim, tolerance, all_runs, checks=None):
+    """A claim as a dictionary with its verdict, evidence, reason, the run that gave it, and its outcome in every run.
+
+    checks: {claim id: [check]} of the consistency checks.
+    """
+    outcomes = [
+        *measured_outcomes(claim, tolerance, all_runs),
+        *computed_outcomes(claim),
+        *source_outcomes(claim),
+        *consistency_outcomes(claim, (checks or {}).get(claim.id, [])),
+        *estimate_outcomes(claim, tolerance, all_runs),
+        *opinion_outcomes(claim),
+    ]
     reason = "no stage measures it" if claim.measure is None else "there is no run yet; `make reproduce` makes one"
-    nothing = {"run": None, "verdict": "not measured", "measured": None, "reason": reason}
+    nothing = {"run": None, "verdict": "not measured", "measured": None, "evidence": "none", "reason": reason}
     best = min(outcomes, key=rank, default=nothing)
+    best = {**best, "reason": best["reason"] + disagreement(best, outcomes)}
     if claim.contradiction:
-        outcomes, best = [contradicted(one) for one in outcomes], contradicted(best)
+        outcomes, best = [contradicted(each) for each in outcomes], contradicted(best)
         measured = "" if best["measured"] is None else f" ({best['reason']})"
-        best = {**best, "verdict": CONTRADICTED, "reason": claim.contradiction + measured}
-    return {**dataclasses.asdict(claim), "published": published(claim), **best, "outcomes": outcomes}
+        best = {**best, "verdict": CONTRADICTED, "evidence": "own text", "reason": claim.contradiction + measured}
+    return {
+        **dataclasses.asdict(claim),
+        "published": published(claim),
+        **best,
+        "command": command_of(claim) if best["verdict"] in UNANSWERED else None,
+        "outcomes": outcomes,
+    }
 
 
-def rank(outcome):
-    """The less, the better: by verdict, then a figure before none, then the fewest conditions that are other ones."""
-    return VERDICTS.index(outcome["verdict"]), outcome["measured"] is None, len(outcome.get("apart", ()))
+def measured_outcomes(claim, tolerance, all_runs):
+    """The outcome of every run, and of every fine-tuning arm where the measure names one."""
+    if claim.measure is None:
+        return []
+    by_arm = any("{arm}" in figure["file"] for figure in claim.figures.values())
+    return [
+        outcome(claim, name, folder, arm, tolerance)
+        for name, folder in all_runs.items()
+        for arm in (arms(folder) if by_arm else [""])
+    ]
+
+
+def computed_outcomes(claim):
+    """The outcome by arithmetic on facts that the claim does not state."""
+    if claim.computed is None:
+        return []
+    value = compute(claim.computed, {})
+    judged = judge(claim, value, {}, ARITHMETIC_TOLERANCE)
+    return [{"run": "arithmetic", "measured": value, "evidence": "computed", **judged}]
+
+
+def source_outcomes(claim):
+    """The outcome by a pinned source or by a test of this repository."""
+    if claim.source is None:
+        return []
+    source = claim.source
+    where = f"test {source['test']}" if "test" in source else address(source)
+    return [
+        {
+            "run": where,
+            "measured": None,
+            "verdict": f"{source['answer']} by source",
+            "evidence": "test" if "test" in source else "source",
+            "reason": f"{source['says']} ({where})",
+        }
+    ]
+
+
+def address(source):
+    """Where a source stands: repository@version path:line."""
+    line = f":{source['line']}" if isinstance(source["line"], int) else f", {source['line']}"
+    return f"{source['repo']}@{source['at']} {source['path']}{line}"
+
+
+def consistency_outcomes(claim, checks):
+    """The outcome by the writeup's other figures and the card's limit; a broken check is named first."""
+    if not checks:
+        return []
+    broken = [result for result in checks if not result["holds"]]
+    says = list(dict.fromkeys(result["says"] for result in broken or checks))
+    cells = [f"the cells are {' and '.join(broken[0]['cells'])}"] if broken else []
+    return [
+        {
+            "run": "its own figures",
+            "measured": None,
+            "verdict": "inconsistent" if broken else "consistent",
+            "evidence": "computed",
+            "reason": "; ".join(says + cells),
+            "checks": checks,
+        }
+    ]
+
+
+def estimate_outcomes(claim, tolerance, all_runs):
+    """The outcome by an estimate of a run; a run without one says nothing."""
+    if claim.estimate is None:
+        return []
+    asked = dataclasses.replace(claim, measure=claim.estimate, estimate=None, requires={}, elsewhere=None)
+    outcomes = [outcome(asked, name, folder, "", tolerance) for name, folder in all_runs.items()]
+    words = {
+        "reproduced": "estimate agrees",
+        "direction only": "estimate agrees",
+        "not reproduced": "estimate disagrees",
+    }
+    return [
+        {**one, "verdict": words[one["verdict"]], "evidence": "estimated"}
+        for one in outcomes
+        if one["verdict"] in words
+    ]
+
+
+def opinion_outcomes(claim):
+    """The outcome of a claim that no run can decide."""
+    if claim.opinion is None:
+        return []
+    return [{"run": "opinion", "measured": None, "verdict": "opinion", "evidence": "none", "reason": claim.opinion}]
+
+
+def disagreement(best, outcomes):
+    """Comparable runs with the same evidence whose verdict is another: they must not vanish behind the best one."""
+    if best["verdict"] not in MEASURED:
+        return ""
+    others = [
+        f"{other['run']}: {other['verdict']}, {show(other['measured'])}"
+        for other in outcomes
+        if other["evidence"] == best["evidence"]
+        and other["verdict"] in MEASURED
+        and other["verdict"] != best["verdict"]
+    ]
+    return f"; other runs differ ({'; '.join(others)})" if others else ""
+
+
+def command_of(claim):
+    """The one command that would answer a claim."""
+    if claim.command:
+        return claim.command
+    if claim.measure is None:
+        return None
+    path = next(iter(claim.figures.values()))["file"].replace("{arm}", "")
+    return f"dvc repro {stage_of(path)}"
 
 
 def contradicted(outcome):

@@ -67,5 +67,10 @@ def arms(folder):
     return sorted(found, key=lambda arm: (arm not in ("", "-published"), arm))
 
 
-def many(value):
+def as_list(value):
     return value if isinstance(value, list) else [value]
+
+
+def matches(want, have):
+    """Text matches where it is contained, whatever the case: "H100" is met by "NVIDIA H100 80GB HBM3"."""
+    return want.lower() in str(have).lower() if isinstance(want, str) else want == have

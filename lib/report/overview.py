@@ -4,7 +4,8 @@ The report's first part: verdicts, machines, headline claims.
 
 from collections import Counter
 
-from lib.claims.format import VERDICTS, show
+from lib.claims.format import show
+from lib.claims.kinds import EVIDENCE, UNANSWERED, VERDICTS
 from lib.claims.runs import optional
 from lib.report import plots, result_files
 
@@ -87,7 +88,7 @@ def what_ran(ledger, serving):
             where = str(path.relative_to(folder).parent)
             environments.append([name, where, by.get("image", "—"), lock, by.get("python", "—"), versions or "—"])
     if not rows:
-        yield ("text", "No run yet: what follows is the ledger alone. `make reproduce` runs the pipeline.")
+        yield ("text", "No run yet: what follows are the claims alone. `make reproduce` runs the pipeline.")
         return
     yield ("table", ["run", "profile", "machine", "GPU", "model", "commit"], rows)
     header = ["run", "result", "image", "lock (sha256)", "Python", "packages"]
@@ -100,22 +101,37 @@ def verdicts(ledger):
     ids = [writeup["id"] for writeup in ledger["writeups"]]
     counts = {name: Counter(c["verdict"] for c in ledger["claims"] if c["writeup"] == name) for name in ids}
     caption = "The verdicts on each writeup's claims in per cent; the figures in the bars count claims."
-    yield ("figure", "verdicts", plots.verdicts("verdicts", counts, VERDICTS), caption)
-    rows = [[v, str(ledger["counts"][v]), *(str(of[v]) for of in counts.values())] for v in VERDICTS]
-    yield ("table", ["verdict", "all", *ids], rows)
+    yield ("figure", "verdicts", plots.verdicts("verdicts", counts, list(VERDICTS)), caption)
+    rows = [
+        [v, says, str(ledger["counts"][v]), *(str(of[v]) for of in counts.values())] for v, says in VERDICTS.items()
+    ]
+    yield ("table", ["verdict", "meaning", "all", *ids], rows)
+    by_evidence = ledger["counts_by_evidence"]
+    rows = [[name, says, str(sum(by_evidence.get(name, {}).values()))] for name, says in EVIDENCE.items()]
+    yield ("table", ["evidence", "meaning", "claims"], rows)
     yield (
         "text",
-        "A figure is compared only with a run that meets its conditions: hardware, model, lengths, engine. The verdict "
-        "is the best over all runs. Reproduced includes arithmetic that was computed again and memory that was "
-        "predicted from a model's shape; the reason says so.",
+        "A figure is compared only with a run that meets its conditions: hardware, model, lengths, engine. A run on "
+        "the writeup's card goes before one on another card, that before a CPU, a prediction, arithmetic and a source. "
+        "Among equal evidence the best run counts, and the reason names the others. Opinions are left out of shares.",
     )
-    rows = [[c["says"], c["published"], measured(c), c["verdict"]] for c in ledger["claims"] if c["id"] in HEADLINES]
-    yield ("table", ["claim", "published", "measured", "verdict"], rows)
+    rows = [
+        [c["says"], c["published"], measured(c), c["verdict"], c["evidence"]]
+        for c in ledger["claims"]
+        if c["id"] in HEADLINES
+    ]
+    yield ("table", ["claim", "published", "measured", "verdict", "evidence"], rows)
+    rows = [[c["says"], c["verdict"], f"`{c['command']}`"] for c in ledger["claims"] if c["verdict"] in UNANSWERED]
+    yield (
+        "fold",
+        f"{len(rows)} claims without an answer",
+        [("table", ["claim", "verdict", "command that answers it"], rows)],
+    )
 
 
 def whole_ledger(ledger):
     """Every claim of every writeup: what it says, what was published, what was measured, the verdict and why."""
-    yield ("heading", 2, "The ledger")
+    yield ("heading", 2, "All claims")
     for writeup in ledger["writeups"]:
         yield ("heading", 3, writeup["title"])
         address = writeup["url"] or "The text that we worked from names no address."
@@ -127,8 +143,11 @@ def whole_ledger(ledger):
             part = [claim for claim in mine if claim["section"] == section]
             counts = Counter(claim["verdict"] for claim in part)
             summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-            rows = [[f"{c['says']}\n`{c['id']}`", c["verdict"], c["published"], measured(c), why(c)] for c in part]
-            header = ["claim", "verdict", "published", "measured", "why"]
+            rows = [
+                [f"{c['says']}\n`{c['id']}`", c["verdict"], c["evidence"], c["published"], measured(c), why(c)]
+                for c in part
+            ]
+            header = ["claim", "verdict", "evidence", "published", "measured", "why"]
             yield ("fold", f"{section}: {summary}", [("table", header, rows)])
 
 
@@ -139,7 +158,13 @@ def measured(claim):
 
 def why(claim):
     """The reason, the conditions, the note, and what else speaks for or against the verdict."""
-    lines = [claim["reason"], f"Conditions: {claim['conditions']}.", *([claim["note"]] if claim["note"] else [])]
+    lines = [claim["reason"], f"Conditions: {claim['conditions']}."]
+    if claim["inferred"]:
+        lines.append(f"Inferred: {claim['inferred']}.")
+    if claim["command"]:
+        lines.append(f"Command: `{claim['command']}`")
+    if claim["note"]:
+        lines.append(claim["note"])
     return "\n".join([*lines, *(f"{one['run']}: {one['verdict']}, {show(one['measured'])}" for one in others(claim))])
 
 

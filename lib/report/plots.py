@@ -13,7 +13,9 @@ ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
     "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999",
 )  # fmt: skip
 COLOURS = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, GREY)
-VERDICT_COLOURS = (GREEN, SKY, VERMILION, PURPLE, ORANGE, GREY)
+# In the order of lib/claims/kinds.py; a paler shade of the same colour is weaker evidence.
+VERDICT_COLOURS = (GREEN, SKY, VERMILION, PURPLE, "#7fcfb6", "#eaa27a", "#d9a0c5", "#bfe5d8", "#a5d4f3", "#f3c9ae",
+                   "#e8e8e8", ORANGE, GREY)  # fmt: skip
 TEXT = "#010203"  # stands for the page's text colour: replaced by currentColor
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH = 4.9  # inches: the labels stay readable when a phone shows the figure at its own width

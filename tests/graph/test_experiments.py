@@ -10,7 +10,7 @@ from conftest import REPO, only_error, run_in
 from contracts import BrokenContract, Contract
 
 from lib.bench.experiments import Bench, visits, with_experiment
-from lib.claims.claims import load_ledger
+from lib.claims.claims import load_claims
 from lib.claims.runs import lookup
 from lib.core.stage import load_yaml, read_params
 from tools.experiments import HEADER, row, table
@@ -179,7 +179,7 @@ def as_result(points):
 
 
 def test_every_point_that_a_claim_reads_is_one_that_a_profile_measures():
-    _, claims = load_ledger(REPO / "data/claims.yaml")
+    _, claims = load_claims(REPO / "data/claims")
     read = [figure for claim in claims if claim.measure for figure in claim.figures.values()]
     figures = [(Path(one["file"]).parts, one["key"].rpartition(".")[0]) for one in read]
     figures = [(parts[1], parts[2], key) for parts, key in figures if parts[0] == "bench" and "points[" in key]

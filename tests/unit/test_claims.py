@@ -1,5 +1,5 @@
 """
-Verdicts on the ledger. The run `cpu` in fixtures/claims is real output of the embedded profile, shortened, with the
+Verdicts on the claims. The run `cpu` in fixtures/claims is real output of the embedded profile, shortened, with the
 points of its servers filled in; the run `h100` is made up: it has the writeup's conditions, so that claims apply to it.
 """
 
@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from lib.claims import judge
-from lib.claims.claims import load_ledger, read_claim
-from lib.claims.format import CONTRADICTED, VERDICTS
+from lib.analysis.own_figures import all_checks, card_limits
+from lib.claims import judge, kinds
+from lib.claims.claims import load_claims, read_claim
 from lib.claims.judge import settle
-from lib.claims.runs import lookup
+from lib.claims.kinds import CARD, CONTRADICTED, OTHER_CARD, UNANSWERED, VERDICTS
+from lib.claims.runs import lookup, runs
 from lib.core.stage import UserError, load_yaml, read_json, write_json
 from stages import claims
 
 ROOT = Path(__file__).parents[2]
 RUNS = Path(__file__).parents[1] / "fixtures" / "claims"
 H100, CPU = {"h100": RUNS / "h100"}, {"this checkout": RUNS / "cpu"}
-WRITEUPS, CLAIMS = load_ledger(ROOT / "data" / "claims.yaml")
+WRITEUPS, CLAIMS = load_claims(ROOT / "data" / "claims")
 BY_ID = {claim.id: claim for claim in CLAIMS}
 
 
@@ -39,7 +40,8 @@ def a_claim(**fields):
 def test_a_figure_within_its_tolerance_under_the_claims_conditions_is_reproduced():
     claim = judged("lora-memory-high", H100)
     assert (claim["verdict"], claim["run"], claim["measured"]) == ("reproduced", "h100", 16800.0)
-    assert claim["reason"] == "measured 16,800, published 17,000 MiB; ratio 0.9882, tolerance 0.1"
+    assert claim["reason"] == "measured 16,800, published 17,000 MB (nvidia-smi's MiB); ratio 0.9882, tolerance 0.1"
+    assert claim["evidence"] == CARD
 
 
 def test_a_smaller_effect_of_the_same_sign_is_direction_only():
@@ -61,7 +63,7 @@ def test_an_effect_of_the_other_sign_is_not_reproduced():
 def test_a_figure_outside_its_tolerance_is_not_reproduced():
     claim = judged("qlora-memory", H100)
     assert claim["verdict"] == "not reproduced"
-    assert claim["reason"] == "measured 11,000, published 7,577 MiB; ratio 1.452, tolerance 0.1"
+    assert claim["reason"] == "measured 11,000, published 7,577 MB (nvidia-smi's MiB); ratio 1.452, tolerance 0.1"
 
 
 def test_a_contradiction_in_the_source_wins_and_the_measured_value_is_still_shown():
@@ -91,8 +93,8 @@ def test_a_missing_file_is_not_measured_and_the_reason_names_the_stage():
 
 
 def test_the_reason_of_a_missing_study_names_the_studies_own_graph():
-    claim = settle(BY_ID["multi-at-once"], 0.1, {"empty": RUNS / "empty"})
-    assert claim["reason"].endswith("`dvc repro studies/dvc.yaml:multilora@vllm` makes it")
+    claim = settle(BY_ID["stream-ensemble-faster"], 0.1, {"empty": RUNS / "empty"})
+    assert claim["reason"].endswith("`dvc repro studies/dvc.yaml:streaming@triton` makes it")
     assert load_yaml(ROOT / "studies/dvc.yaml")["stages"].keys() <= set(judge.STUDIES)
 
 
@@ -172,7 +174,7 @@ def test_a_result_file_that_is_cut_short_is_named(tmp_path):
     path = tmp_path / "run" / "vram" / "vram.json"
     path.write_text(path.read_text()[:400])
     with pytest.raises(UserError, match="vram/vram.json: not whole"):
-        judged("memory-rule", {"h100": tmp_path / "run"})
+        judged("lora-gradients-negligible", {"h100": tmp_path / "run"})
 
 
 @pytest.mark.parametrize(
@@ -186,43 +188,49 @@ def test_a_result_file_that_is_cut_short_is_named(tmp_path):
         ({"computed": "__import__('os')"}, "neither arithmetic nor a figure"),
         ({"computed": "1 +"}, "is not arithmetic"),
         ({"computed": "1 < 2"}, "must be a comparison just where value is null"),
+        ({"source": {"answer": "confirmed"}}, "source has answer; want answer, "),
+        ({"source": {"answer": "yes", "test": "t", "says": "x"}}, "source.answer is 'yes', want confirmed or refuted"),
+        ({"consistent": {"equals": "a"}}, "consistent wants one of equals, "),
+        ({"consistent": {"holds": "1 < 2", "rule": "x"}}, "consistent.holds is for a claim without a value"),
+        ({"estimate": {"file": "a.json"}}, r"measure.figure is {'file': 'a.json'}"),
     ],
 )
-def test_a_wrong_ledger_names_the_claim_and_the_field(fields, message):
+def test_a_wrong_claim_is_named_with_its_field(fields, message):
     with pytest.raises(UserError, match=message):
         a_claim(**fields)
 
 
 def test_a_claim_that_stands_twice_is_refused(tmp_path):
-    text = (ROOT / "data" / "claims.yaml").read_text()
-    again = next(line for line in text.splitlines() if "id: memory-65b-weights" in line)
-    (tmp_path / "claims.yaml").write_text(text + again + "\n")
-    with pytest.raises(UserError, match="claim memory-65b-weights stands twice"):
-        load_ledger(tmp_path / "claims.yaml")
+    shutil.copytree(ROOT / "data" / "claims", tmp_path / "claims")
+    path = tmp_path / "claims" / "five-methods.yaml"
+    again = next(line for line in path.read_text().splitlines() if "id: five-speed-up" in line)
+    path.write_text(path.read_text() + again + "\n")
+    with pytest.raises(UserError, match="claim five-speed-up stands twice"):
+        load_claims(tmp_path / "claims")
 
 
 # Figures that a reader of the writeups will look for, read off the texts by hand.
 KEY_FIGURES = {
     "fixstars": [
         130, 780, 650, 510, 12, 84, 60, 8, 14000, 9994240, 6748409856, 0.1481, 1400, 111, 15100, 17000, 1192.129,
-        1423.559, 7.7, 0.7, 6.9, 7577, 7.5, 1611.628, 1720.509, 14.316, 10, -55.8, 5, 21, 23, 28, 0.0154, 0.0169,
+        1423.559, 7.7, 0.7, 6.9, 7577, 1611.628, 1720.509, 14.316, 10, -55.8, 5, 21, 23, 28, 0.0154, 0.0169,
         0.0119, 0.0125, 83, 211, 512, 167.38, 167.79, 159.31, 32.13, 74.48, 269.56, 14.00, 12.34, 17.17, 16.47, 14.78,
         14.37, 6.09, 1398.62, 20.44, 1576.10, 5.83, 173.18, 217.57, 240, 338, 512.08, 171.29, 0.71, 38, 1364.90, 20.01,
         1589.75, 5.97, 2745.78, 3134.24, 5.81, 173.70, 217.99, 172.09, 0.72, 1156.97, 813.81, 0.5, 256, 16, 2,
-        0.9, 210, 4, 0,
+        0.9, 210, 4,
     ],
-    "nvidia-trtllm": [2, 3, 7, 16, 1],
+    "nvidia-trtllm": [2, 3, 16, 1],
     "five-methods": [
-        44.36, 43.60, 48.97, 65.59, 74.76, 102.69, 7984.71, 1.3, 2.97, 100, 2, 3, 10, 20, 4, 74, 102, 300, 319, 187,
+        44.36, 43.60, 48.97, 65.59, 74.76, 102.69, 7984.71, 1.3, 2.97, 2, 3, 10, 20, 74, 102, 300, 319, 187,
         1.83, 32.78, 2.87, 1.56,
     ],
-    "nvidia-lora": [51200000, 400000, 10, 8, -1, 0, 28, 22],
-    "vllm-supercharge": [24, 2, 5, 1500000000, 5600000, 3, 1],
+    "nvidia-lora": [51200000, 400000, 10, 8, 28, 22],
+    "vllm-supercharge": [24, 2, 5, 1500000000, 5600000, 1],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("writeup", KEY_FIGURES)
-def test_every_key_figure_of_a_writeup_stands_in_the_ledger(writeup):
+def test_every_key_figure_of_a_writeup_stands_in_the_claims(writeup):
     values = {claim.value for claim in CLAIMS if claim.writeup == writeup}
     assert sorted(set(KEY_FIGURES[writeup]) - values) == []
 
@@ -241,15 +249,14 @@ def test_a_figure_that_a_run_answers_says_what_makes_it_comparable():
 
 def test_the_stage_works_in_a_clone_without_any_result(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    shutil.copy(ROOT / "data" / "claims.yaml", tmp_path / "data")
+    shutil.copytree(ROOT / "data" / "claims", tmp_path / "data" / "claims")
     (tmp_path / "params.yaml").write_text("profile: embedded\nclaims: {tolerance: 0.1}\n")
     claims.main()
-    ledger = json.loads((tmp_path / "results/embedded/claims/claims.json").read_text())
-    assert ledger["runs"] == {}
-    assert sum(ledger["counts"].values()) == len(ledger["claims"]) == len(CLAIMS)
-    assert set(ledger["counts"]) == set(VERDICTS)
-    assert "0 not comparable" in capsys.readouterr().out
+    settled = json.loads((tmp_path / "results/embedded/claims/claims.json").read_text())
+    assert settled["runs"] == {}
+    assert sum(settled["counts"].values()) == len(settled["claims"]) == len(CLAIMS)
+    assert set(settled["counts"]) == set(VERDICTS)
+    assert "not comparable" not in capsys.readouterr().out
 
 
 def test_the_exact_proof_of_several_adapters_is_found_on_a_gpu_and_without_one():
@@ -257,3 +264,102 @@ def test_the_exact_proof_of_several_adapters_is_found_on_a_gpu_and_without_one()
         data = read_json(ROOT / "results/reference" / run / "multilora/vllm/multilora.json")
         assert lookup(data, "proof.float32|batch-invariant.same_as_alone") == 6
     assert lookup({"proof": {"served": {"requests": 6}}}, "proof.float32|batch-invariant.requests") is None
+
+
+# Kinds of verdicts and evidence.
+
+
+def write_speeds(folder, **speeds):
+    """Runs named cpu, h100 and h200 with the given speed each."""
+    cards = {"cpu": [], "h100": [{"name": "NVIDIA H100 80GB HBM3"}], "h200": [{"name": "NVIDIA H200"}]}
+    for name, speed in speeds.items():
+        write_json(folder / name / "s.json", {"made_by": {"gpus": cards[name]}, "speed": speed})
+    return {name: folder / name for name in speeds}
+
+
+SPEED = {"file": "s.json", "key": "speed"}
+
+
+def test_every_verdict_and_evidence_has_a_definition_and_a_place():
+    assert sorted(verdict for group in kinds.ORDER for verdict in group) == sorted(VERDICTS)
+    assert all(len(says) > 10 for says in [*VERDICTS.values(), *kinds.EVIDENCE.values()])
+
+
+def test_the_writeups_card_goes_before_another_and_that_before_a_cpu(tmp_path):
+    claim = a_claim(value=10, measure=SPEED)
+    claim.card = "H100"
+    settled = settle(claim, 0.1, write_speeds(tmp_path, cpu=10, h200=10, h100=99))
+    assert (settled["run"], settled["verdict"], settled["evidence"]) == ("h100", "not reproduced", CARD)
+    settled = settle(claim, 0.1, write_speeds(tmp_path, cpu=10, h200=99))
+    assert (settled["run"], settled["verdict"], settled["evidence"]) == ("h200", "not reproduced", OTHER_CARD)
+
+
+def test_runs_with_equal_evidence_that_disagree_are_named(tmp_path):
+    write_json(tmp_path / "a" / "s.json", {"speed": 10})
+    write_json(tmp_path / "b" / "s.json", {"speed": 50})
+    settled = settle(a_claim(value=10, measure=SPEED), 0.1, {name: tmp_path / name for name in "ab"})
+    assert settled["verdict"] == "reproduced"
+    assert settled["reason"].endswith("other runs differ (b: not reproduced, 50)")
+
+
+def test_on_another_card_a_ratio_shows_the_direction_and_says_so(tmp_path):
+    fields = {"measure": {"expression": "a > 1", "a": SPEED}, "requires": {"gpu": "RTX 3080 Laptop"}}
+    claim = a_claim(value=None, unit=None, elsewhere=["gpu"], **fields)
+    settled = settle(claim, 0.1, write_speeds(tmp_path, h200=2))
+    assert (settled["verdict"], settled["evidence"]) == ("direction only", OTHER_CARD)
+    assert settled["reason"].startswith("not on the writeup's machine: gpu RTX 3080 Laptop (here NVIDIA H200)")
+    assert settle(a_claim(value=None, unit=None, **fields), 0.1, write_speeds(tmp_path, h200=2))["verdict"] == (
+        "not comparable"
+    )
+
+
+def test_a_point_that_a_stand_in_lacks_is_not_measured(tmp_path):
+    write_json(tmp_path / "run" / "s.json", {"engine_is_stand_in": True, "engine": "x"})
+    assert settle(a_claim(measure=SPEED), 0.1, {"run": tmp_path / "run"})["verdict"] == "not measured"
+
+
+def test_an_estimate_ranks_below_a_run_and_above_other_conditions(tmp_path):
+    write_json(tmp_path / "run" / "e.json", {"speed": 10.4})
+    fields = {"value": 10, "estimate": {"file": "e.json", "key": "speed"}, "measure": SPEED}
+    alone = settle(a_claim(**fields), 0.1, {"run": tmp_path / "run"})
+    assert (alone["verdict"], alone["evidence"], alone["measured"]) == ("estimate agrees", "estimated", 10.4)
+    write_json(tmp_path / "run" / "e.json", {"speed": 20})
+    assert settle(a_claim(**fields), 0.1, {"run": tmp_path / "run"})["verdict"] == "estimate disagrees"
+    write_json(tmp_path / "run" / "s.json", {"speed": 11})
+    assert settle(a_claim(**fields), 0.1, {"run": tmp_path / "run"})["evidence"] == kinds.CPU
+
+
+def test_a_source_answers_where_no_run_does():
+    settled = judged("lowrank-random-start", H100)
+    assert (settled["verdict"], settled["evidence"]) == ("refuted by source", "source")
+    assert settled["run"] == "huggingface/peft@v0.17.1 src/peft/tuners/lora/layer.py:269"
+
+
+def test_every_test_that_settles_a_claim_is_there():
+    text = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = [claim.source["test"] for claim in CLAIMS if claim.source and "test" in claim.source]
+    assert named and [name for name in named if f"def {name}(" not in text] == []
+
+
+def settle_all(monkeypatch):
+    """Every claim with its verdict by the published runs."""
+    monkeypatch.chdir(ROOT)
+    published = runs(ROOT / "results/none")
+    checks = all_checks(CLAIMS, card_limits(CLAIMS, published))
+    return [settle(claim, 0.1, published, checks) for claim in CLAIMS]
+
+
+def test_at_most_a_tenth_is_unanswered_and_each_names_a_command(monkeypatch):
+    settled = settle_all(monkeypatch)
+    unanswered = [claim for claim in settled if claim["verdict"] in UNANSWERED]
+    assert len(unanswered) <= 0.1 * sum(claim["verdict"] != "opinion" for claim in settled)
+    assert [claim["id"] for claim in unanswered if not claim["command"]] == []
+
+
+def test_the_published_tables_agree_with_themselves_and_the_card(monkeypatch):
+    settled = {claim["id"]: claim for claim in settle_all(monkeypatch)}
+    cells = [claim for claim in settled.values() if claim["table"]]
+    assert {claim["verdict"] for claim in cells} == {"consistent"} and len(cells) == 90
+    assert "the card's own limit for this load: 171.29 beside" in settled["stream-c1-throughput"]["reason"]
+    assert settled["five-vllm-seconds"]["verdict"] == "inconsistent"
+    assert "five-sample-tokens and five-vllm" in settled["five-vllm-seconds"]["reason"]

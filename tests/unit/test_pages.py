@@ -10,7 +10,8 @@ import yaml
 from conftest import REPO
 from contracts import judge
 
-from lib.claims.format import VERDICTS
+from lib.claims.claims import load_claims
+from lib.claims.kinds import CPU, EVIDENCE, OTHER_CARD, VERDICTS
 from lib.core.stage import UserError, load_yaml, read_json
 from lib.report.overview import HEADLINES
 from stages import claims
@@ -48,24 +49,31 @@ def test_every_table_stands_on_a_page(made):
     assert made.keys() == {name for page in PAGES for _, name, _ in pages.BLOCK.findall(page.read_text())}
 
 
-def test_every_claim_of_the_ledger_stands_on_its_writeups_page(made):
-    ledger = load_yaml(REPO / "data/claims.yaml")
-    for writeup in ledger["writeups"]:
-        mine = [claim for claim in ledger["claims"] if claim["writeup"] == writeup["id"]]
-        table = made[f"claims-{writeup['id']}"]
-        assert table.startswith(f"{len(mine)} claims: ") and table.count("\n| ") - 2 * table.count("\n| claim") == len(
-            mine
-        )
+def test_every_claim_stands_on_its_writeups_page(made):
+    writeups, claims = load_claims(REPO / "data/claims")
+    for writeup in writeups:
+        mine = [claim for claim in claims if claim.writeup == writeup["id"]]
+        text = made[f"claims-{writeup['id']}"]
+        assert text.startswith(f"{len(mine)} claims: ")
+        assert text.count("\n| ") - 2 * text.count("\n| claim |") == len(mine)
+        assert all(claim.conditions in text for claim in mine)
 
 
 def test_the_japanese_words_are_those_of_every_headline_and_verdict():
     words = load_yaml(REPO / "data/ja.yaml")
     assert words["claims"].keys() == set(HEADLINES) and words["verdicts"].keys() == set(VERDICTS)
+    assert words["evidence"].keys() == set(EVIDENCE)
 
 
 def test_a_page_shows_no_run_of_ones_own():
-    mine = {"run": "this checkout (short arm)", "verdict": "reproduced", "measured": 1, "reason": "mine"}
-    theirs = {"run": "h200", "verdict": "not reproduced", "measured": 2, "reason": "theirs"}
+    mine = {
+        "run": "this checkout (short arm)",
+        "verdict": "reproduced",
+        "measured": 1,
+        "reason": "mine",
+        "evidence": CPU,
+    }
+    theirs = {"run": "h200", "verdict": "not reproduced", "measured": 2, "reason": "theirs", "evidence": OTHER_CARD}
     claim = {"measure": {}, "contradiction": None, **mine}
     assert pages.public({**claim, "outcomes": [mine, theirs]})["reason"] == "theirs"
     assert pages.public({**claim, "outcomes": [mine]})["verdict"] == "not measured"

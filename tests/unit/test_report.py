@@ -18,10 +18,9 @@ RUNS = Path(__file__).parents[1] / "fixtures" / "claims"
 def checkout(folder, monkeypatch, runs=("cpu", "h100")):
     """A checkout in `folder` with its own run `cpu` and the reference `h100`, as `runs` says, and its report."""
     monkeypatch.chdir(folder)
-    for path in ("data/claims.yaml", "data/report/style.css", "data/shapes/llama-2-7b.json"):
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    for path in ("data/claims", "data/report", "data/shapes"):
         if not (folder / path).exists():
-            shutil.copy(ROOT / path, folder / path)
+            shutil.copytree(ROOT / path, folder / path)
     (folder / "params.yaml").write_text("profile: embedded\nclaims: {tolerance: 0.1}\nreport: {title: A <title>}\n")
     if "cpu" in runs:
         shutil.copytree(RUNS / "cpu", folder / "results/embedded")
@@ -158,7 +157,14 @@ def test_the_reason_of_a_verdict_lists_what_speaks_for_or_against_it_and_not_eve
         outcome("a100", "not measured", None),
         outcome("cpu", "not comparable", 9.0),
     ]
-    claim = outcome("h200", "reproduced", 3.0) | {"reason": "r", "conditions": "c", "note": None, "outcomes": outcomes}
+    claim = outcome("h200", "reproduced", 3.0) | {
+        "reason": "r",
+        "conditions": "c",
+        "note": None,
+        "inferred": None,
+        "command": None,
+        "outcomes": outcomes,
+    }
     assert overview.why(claim).splitlines() == [
         "r",
         "Conditions: c.",

@@ -9,7 +9,7 @@ from conftest import REPO, at_once, only_error, probe, run_in, set_params
 
 from lib.analysis.roofline import closed_loop
 from lib.claims import judge
-from lib.claims.claims import load_ledger
+from lib.claims.claims import load_claims
 from lib.core.stage import UserError, load_yaml, read_json, write_json
 from lib.report import kv_cache, speedups
 from lib.speedups.methods import METHODS, PUBLISHED
@@ -242,7 +242,7 @@ def judged(tmp_path, name, **changes):
     """The outcome of a claim in a run whose speedups.json is the recorded one with changes."""
     data = read_json(REPO / "tests/fixtures/speedups/speedups.json") | changes
     write_json(tmp_path / "speedups" / "speedups.json", data)
-    claim = next(one for one in load_ledger(REPO / "data/claims.yaml")[1] if one.id == name)
+    claim = next(one for one in load_claims(REPO / "data/claims")[1] if one.id == name)
     return judge.outcome(claim, "a run", tmp_path, "", 0.1)
 
 
@@ -261,7 +261,7 @@ def test_four_methods_help_where_four_are_faster(tmp_path):
     speeds = dict(zip(PUBLISHED, (44.36, 43.60, 48.97, 65.59, 74.76, 102.69), strict=True))
     listed = [{"id": f"{name}-published", "tokens_per_second": speed} for name, speed in speeds.items()]
     found = judged(tmp_path, "five-four-help", rows=listed, **RTX)
-    assert (found["verdict"], found["measured"]) == ("reproduced", 4)
+    assert (found["verdict"], found["measured"]) == ("reproduced", True)
     assert judged(tmp_path, "five-two-stand-out", rows=listed, **RTX)["verdict"] == "reproduced"
 
 
