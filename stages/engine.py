@@ -21,6 +21,7 @@ from lib.core.gpu import architecture
 from lib.core.provenance import write_metrics
 from lib.core.stage import (
     UserError,
+    check_bounds,
     fingerprint,
     flags,
     patched,
@@ -28,9 +29,9 @@ from lib.core.stage import (
     read_params,
     results,
     run,
-    work_dir,
     write_json,
 )
+from lib.core.work import work_dir
 from lib.trtllm.adapter_format import MODULE_IDS
 from lib.trtllm.images import differences, in_image, look, unknown_flags
 
@@ -59,6 +60,8 @@ class Engine:
     tp_size: int
 
     def __post_init__(self):
+        sizes = ("calib_size", "max_batch_size", "max_input_len", "max_seq_len", "max_lora_rank", "tp_size")
+        check_bounds("engine", self, dict.fromkeys(sizes, 1))
         for name, allowed in (("route", ROUTES), ("dtype", DTYPES), ("weights", ("int4_awq", "full"))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"params.yaml: engine.{name} is {getattr(self, name)!r}; use {', '.join(allowed)}")

@@ -24,7 +24,8 @@ import sys
 import time
 
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run, work_dir, write_json
+from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run, write_json
+from lib.core.work import work_dir
 from lib.training.checks import prove
 from lib.training.config import Finetune, Lora, check_sharded, with_arm
 from lib.training.flops import flops_per_token, utilisation

@@ -31,6 +31,30 @@ def memory_gib(meminfo):
     return round(kib / 2**20)
 
 
+def memory_limit_gib(root=Path("/sys/fs/cgroup"), own=Path("/proc/self/cgroup")):
+    """The least memory limit of this process's control groups in GiB; None without one."""
+    limits = []
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        name, base = ("memory.limit_in_bytes", root / "memory") if controllers else ("memory.max", root)
+        folder = base / group.strip("/")
+        for place in [folder, *folder.parents]:
+            text = (place / name).read_text().strip() if (place / name).is_file() else "max"
+            if text.isdigit() and int(text) < 2**60:  # version 1 says "none" with a number near 2^63
+                limits.append(int(text) / 2**30)
+            if place == base:
+                break
+    return min(limits, default=None)
+
+
+def usable_memory_gib():
+    """The memory that this process may use, in GiB: the machine's, or less under a container's limit."""
+    installed = memory_gib(Path("/proc/meminfo").read_text())
+    return min(installed, memory_limit_gib() or installed)
+
+
 def main():
     cpuinfo = Path("/proc/cpuinfo").read_text()
     write_json(

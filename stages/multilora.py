@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 from lib.core.graph import dependencies
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, fingerprint, flags, read_json, read_params, results, run, work_dir, write_json
+from lib.core.stage import UserError, fingerprint, flags, read_json, read_params, results, run, write_json
+from lib.core.work import work_dir
 from lib.multilora.cost import POPULARITY, load_adapter, point, study_rank
 from lib.multilora.isolation import AskedModel, Asking, proof, said
 from lib.serving.process import serving

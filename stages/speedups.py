@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from lib.analysis.roofline import rates
 from lib.core.graph import dependencies
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run, work_dir
+from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run
+from lib.core.work import work_dir
 from lib.model.shapes import INDEX, shape_file
 from lib.serving.process import run_client
 from lib.serving.servers import OURS, Inputs

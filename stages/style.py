@@ -19,10 +19,11 @@ import statistics
 from dataclasses import dataclass
 
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, load_yaml, read_json, read_params, results, run
+from lib.core.stage import UserError, load_yaml, need, read_json, read_params, results, run
 from lib.model.load import load_to_answer
 from lib.text.rows import read_rows, write_jsonl
 from lib.text.style_measures import MEASURES, Answer
+from lib.training.config import METHODS, check_both_methods
 
 MODELS = {"base": "base", "lora": "LoRA", "qlora": "QLoRA"}
 GROUPS = {"dataset": "whole dataset", "reference": "reference answers", **MODELS}
@@ -221,6 +222,10 @@ def main():
     base = read_json(results("base_model") / "metrics.json")
     dataset = [Answer(row["output"], False) for row in read_rows(load_yaml("params.yaml")["dataset"]["file"])]
     rows = held_out(results("dataset") / "corrected" / "validation.jsonl", p)
+
+    check_both_methods(load_yaml("params.yaml")["finetune"]["variants"])
+    for method in METHODS:
+        need(results("finetune") / method / "adapter", f"finetune@{method}")
 
     from peft import PeftModel
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lib.core.gpu import gpus
 from lib.core.stage import UserError, load_yaml, run
-from stages.machine import memory_gib
+from stages.machine import usable_memory_gib
 from tools.preflight import Estimate, checked, docker_answers, in_use, misfits, missing_images, missing_resources
 
 # Of the drivers that NVIDIA names for the images of 25.09 (CUDA 13.0 and 12.9). A data-centre GPU also runs them on an
@@ -96,7 +96,7 @@ def checklist(profile, cards, free_gb, gib, docker):
 def main():
     profile = sys.argv[1] if len(sys.argv) > 1 else load_yaml("params.yaml")["profile"]
     docker = docker_answers()
-    gib = memory_gib(Path("/proc/meminfo").read_text())
+    gib = usable_memory_gib()
     found = checklist(profile, gpus(), shutil.disk_usage(".").free / 1e9, gib, docker)
     print(f"profile {profile}:")
     for fine, line in found:

@@ -8,17 +8,21 @@ of it at once, each with what to do, and the exit code is 1: nothing has been st
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 from lib.bench.experiments import Bench
 from lib.core.gpu import architecture, gpus
 from lib.core.stage import UserError, load_yaml, read_params, results, run
-from lib.training.config import Lora
+from lib.training.config import Finetune, Lora, check_both_methods
 from lib.trtllm.adapter_format import misfits as adapter_misfits
 from lib.trtllm.images import engines, rebuild
+from stages.base_model import BaseModel
+from stages.chat import Chat
+from stages.dataset import Dataset
 from stages.engine import Engine, with_arm
-from stages.machine import memory_gib
+from stages.limits import Limits
+from stages.machine import usable_memory_gib
 from stages.repository import Repository
+from stages.style import Style
 from stages.trtllm_serve import TrtllmServe, misfit_moe
 
 
@@ -39,7 +43,7 @@ def missing_resources(p, free_disk_gb, machine_memory_gib, cards):
         )
     if machine_memory_gib * 1.074 < p.memory_gb:
         missing.append(
-            f"memory: this machine has {machine_memory_gib} GiB, {p.memory_gb:g} GB are needed; "
+            f"memory: this machine has {machine_memory_gib:g} GiB, {p.memory_gb:g} GB are needed; "
             "a smaller finetune.micro_batch in params.yaml takes less"
         )
     # A GPU that shares the machine's memory has no figure of its own, and is held to the line above.
@@ -65,8 +69,9 @@ def missing_images(images, docker_answers):
 
 def checked():
     """params.yaml, whose sections read here are as their stages want them; else UserError, as theirs."""
-    for section in (Bench, Engine, Lora, Repository, TrtllmServe):
+    for section in (BaseModel, Bench, Chat, Dataset, Engine, Limits, Lora, Repository, Style, TrtllmServe):
         read_params(section)
+    check_both_methods(read_params(Finetune).variants)
     return load_yaml("params.yaml")
 
 
@@ -148,7 +153,7 @@ def check(params, images, tell=False):
     # Once a whole run stands here, its environments and results do too: a re-run takes little more room.
     disk = Estimate(**{**p.__dict__, "disk_gb": 1.0}) if (results("report") / "index.html").exists() else p
     free = shutil.disk_usage(".").free / 1e9
-    missing += missing_resources(disk, free, memory_gib(Path("/proc/meminfo").read_text()), cards)
+    missing += missing_resources(disk, free, usable_memory_gib(), cards)
     if missing:
         raise UserError(f"profile {profile} cannot run here:\n  " + "\n  ".join(missing))
     if not tell:

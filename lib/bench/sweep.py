@@ -17,7 +17,8 @@ from lib.bench.results import publish, what_was_asked
 from lib.bench.validity import certificate, failed, never_valid, per_request
 from lib.core.gpu import other_gpu_processes
 from lib.core.graph import dependencies
-from lib.core.stage import UserError, fingerprint, read_json, work_dir, write_json
+from lib.core.stage import UserError, fingerprint, read_json, write_json
+from lib.core.work import work_dir
 from lib.serving.clients import client_command
 from lib.serving.monitor import Watch
 from lib.serving.process import run_client, serving, session

@@ -8,11 +8,12 @@ import errno
 import hashlib
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import yaml
+
+from lib.core.parent import end_with_dvc
 
 
 class Loader(yaml.SafeLoader):
@@ -84,22 +85,30 @@ def results(stage):
     return Path("results") / load_yaml("params.yaml")["profile"] / stage
 
 
+def check_bounds(section, values, least):
+    """UserError for the first number below its least value; least: {key: value}."""
+    for key, bound in least.items():
+        value = getattr(values, key)
+        if value < bound:
+            raise UserError(f"params.yaml: {section}.{key} is {value}; use {bound} or more")
+
+
+def check_choice(section, key, value, choices):
+    """UserError where a text is none of the choices."""
+    if value not in choices:
+        raise UserError(f"params.yaml: {section}.{key} is {value!r}; use one of {', '.join(choices)}")
+
+
+def need(path, stage):
+    """The path of an earlier stage's result; UserError names the stage that makes it where there is none."""
+    if not Path(path).exists():
+        raise UserError(f"{path}: there is no such file; `containers/run venv:tools dvc repro {stage}` makes it")
+    return Path(path)
+
+
 def work_folder(name):
     """A place for what a stage makes on its way, outside its DVC outs: .work/<profile>/<name>."""
     return Path(".work") / load_yaml("params.yaml")["profile"] / name
-
-
-def work_dir(name, key):
-    """Where a stage keeps what must survive a kill, outside its DVC outs: .work/<profile>/<name>-<key>/.
-
-    Work begun with other parameters or inputs (another key) is removed: it can never be gone on with.
-    """
-    folder = work_folder(f"{name}-{key}")
-    for old in folder.parent.glob(f"{name}-*"):
-        if old.name != folder.name and re.fullmatch(r"[0-9a-f]{16}", old.name.removeprefix(f"{name}-")):
-            shutil.rmtree(old)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def fingerprint(settings, files=()):
@@ -110,13 +119,19 @@ def fingerprint(settings, files=()):
     return digest.hexdigest()[:16]
 
 
+def stage_of(path):
+    """The stage that makes a result, with a space before it; empty for any other file."""
+    parts = path.parts
+    return f" {parts[2]}" if len(parts) > 3 and parts[0] == "results" and parts[1] != "reference" else ""
+
+
 def read_json(path):
     """A result file of an earlier stage; UserError says which stage makes it when it is missing or cut short."""
     path = Path(path)
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; `dvc repro` makes it") from None
+        raise UserError(f"{path}: there is no such file; `dvc repro{stage_of(path)}` makes it") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}: not whole ({error.msg}, line {error.lineno}); delete it and run `dvc repro`"
@@ -143,6 +158,7 @@ def flags(options):
 
 def run(main):
     """Run a stage's main(); a UserError or a full disk ends it with one line and exit code 1, Ctrl-C with 130."""
+    end_with_dvc()
     try:
         main()
     except UserError as error:

@@ -23,6 +23,7 @@ from lib.serving.servers import SHARED_MEMORY
 LOG_LINES = 15  # of a log, shown when its program fails
 STOP_SECONDS = 30  # for a program to leave by itself, before it is killed
 ORPHAN_SECONDS = 2  # for what it started, after that
+PREPARED = set()  # images whose environments are there
 KILL_SECONDS = 10  # in which SIGKILL is sent again and again
 ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
@@ -150,11 +151,25 @@ def leaving_no_trace(server):
             region.unlink(missing_ok=True)
 
 
+def prepare(command):
+    """Make a program's environment before its time is taken: its first use may download gigabytes."""
+    if command[0] != "containers/run" or command[1] in PREPARED:
+        return
+    done = subprocess.run(
+        ["containers/run", command[1], "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"{command[1]} cannot be started: {last}")
+    PREPARED.add(command[1])
+
+
 @contextmanager
 def serving(server, command, log, seconds, key):
     """A server that is ready, and how many seconds that took; on a UserError its last log lines go to stderr. seconds:
     the most that it may take, which params.yaml has under `key`."""
     check_ports(server.ports)
+    prepare(command)
     begun, name = time.monotonic(), type(server).__name__
     with leaving_no_trace(server), started(command, log) as process:
         try:
@@ -173,6 +188,7 @@ def serving(server, command, log, seconds, key):
 def run_client(name, command, log, server_process, seconds, key, watch=None):
     """Run a client to its end while its server lives, watched (lib/serving/monitor.py); UserError when either fails, or it
     takes longer than `seconds`, which params.yaml has under `key`. server_process: None where none is needed."""
+    prepare(command)
     deadline = time.monotonic() + seconds
     with started(command, log) as client:
         while client.poll() is None:

@@ -12,9 +12,14 @@ def read_rows(path):
     """Every row of a JSON Lines file as {"instruction", "output"}; UserError names all bad lines."""
     rows, bad, seen = [], [], {}
     try:
-        lines = Path(path).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = Path(path).read_text(encoding="utf-8-sig")  # with or without the mark that Notepad and Excel write
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert it, nothing was written") from None
+    except OSError as error:
+        raise UserError(f"{path}: not readable as a file ({error.strerror}); it holds one JSON object a line") from None
+    if text.lstrip().startswith("["):
+        raise UserError(f"{path}: it is a JSON array; write one object a line instead (jq -c '.[]')")
+    lines = text.removesuffix("\n").split("\n")
     # Not splitlines(): a text may hold U+2028 or U+0085, which JSON allows and which end no row.
     for number, line in enumerate(lines if lines != [""] else [], start=1):
         row, reason = read_row(line)

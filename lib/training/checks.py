@@ -22,6 +22,7 @@ def prove(trainer, p, lora, method):
         "lora_modules": sum(hasattr(module, "lora_A") for module in model.modules()),
         "checkpointing_modules": sum(bool(getattr(m, "gradient_checkpointing", False)) for m in model.modules()),
         "leading_bos": leading(row["input_ids"], tokenizer.bos_token_id),
+        "wanted_bos": 0 if tokenizer.bos_token_id is None else 1,  # Qwen's tokenizers have none
         "prompt_tokens_learned": sum(
             label != -100 for label, mask in zip(labels, row["completion_mask"], strict=True) if not mask
         ),
@@ -35,6 +36,7 @@ def prove(trainer, p, lora, method):
         "trainer_says_checkpointing": trainer.args.gradient_checkpointing,
         "seed": trainer.args.seed,
     }
+    check_answers(trainer.train_dataset, p)
     check(facts, p, lora, method)
     return {
         "trainable_parameters": trainable,
@@ -42,6 +44,18 @@ def prove(trainer, p, lora, method):
         "trainable_percent": 100 * trainable / total,
         "proofs": facts,
     }
+
+
+def check_answers(rows, p):
+    """UserError where rows have no token of their answer within finetune.max_tokens: nothing is learned from them."""
+    if p.packing or "completion_mask" not in rows.column_names:
+        return
+    empty = [number for number, mask in enumerate(rows["completion_mask"], start=1) if not any(mask)]
+    if empty:
+        raise UserError(
+            f"finetune: {len(empty)} of {len(rows)} rows (the first is row {empty[0]}) have no token of their answer "
+            f"within finetune.max_tokens = {p.max_tokens}; raise it or remove the rows"
+        )
 
 
 def check(facts, p, lora, method):
@@ -54,8 +68,8 @@ def check(facts, p, lora, method):
             f"gradient checkpointing is on in {facts['checkpointing_modules']} modules",
         ),
         (
-            facts["leading_bos"] == 1 or p.template == "published",
-            f"a row begins with {facts['leading_bos']} BOS tokens, not one",
+            facts["leading_bos"] == facts["wanted_bos"] or p.template == "published",
+            f"a row begins with {facts['leading_bos']} BOS tokens, not {facts['wanted_bos']}",
         ),
         (facts["prompt_tokens_learned"] == 0, "the prompt's tokens are learned too"),
         (facts["completion_tokens_learned"] > 0, "no token of the completion is learned"),

@@ -4,9 +4,14 @@ Parameters of a fine-tuning run and their variants.
 
 from dataclasses import dataclass
 
-from lib.core.stage import UserError, patched
+from lib.core.stage import UserError, check_bounds, check_choice, patched
 
 METHODS = ("lora", "qlora")
+# transformers' names.
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+             "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay")  # fmt: skip
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "adamw_bnb_8bit", "paged_adamw", "paged_adamw_32bit",
+              "paged_adamw_8bit", "adafactor", "sgd", "lion_32bit", "lion_8bit", "paged_lion_8bit")  # fmt: skip
 
 
 @dataclass
@@ -15,6 +20,13 @@ class Lora:
     alpha: int
     dropout: float
     target_modules: list
+
+    def __post_init__(self):
+        check_bounds("lora", self, {"r": 1, "alpha": 1, "dropout": 0})
+        if self.dropout >= 1:
+            raise UserError(f"params.yaml: lora.dropout is {self.dropout}; use a share below 1")
+        if not self.target_modules or any(type(name) is not str for name in self.target_modules):
+            raise UserError(f"params.yaml: lora.target_modules is {self.target_modules}; name at least one module")
 
 
 @dataclass
@@ -43,6 +55,15 @@ class Finetune:
     logging_steps: int
     seed: int
 
+    def __post_init__(self):
+        ones = ("epochs", "micro_batch", "accumulation", "gpus", "max_tokens", "eval_steps", "logging_steps")
+        zeros = ("max_steps", "warmup_steps", "packing", "workers", "seed")
+        check_bounds("finetune", self, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0))
+        if self.learning_rate <= 0:
+            raise UserError(f"params.yaml: finetune.learning_rate is {self.learning_rate}; use a number above 0")
+        check_choice("finetune", "schedule", self.schedule, SCHEDULES)
+        check_choice("finetune", "optimizer", self.optimizer, OPTIMIZERS)
+
 
 def with_arm(p, variant):
     """(method, parameters) of a variant; UserError names what there is when the variant or a patched key is unknown."""
@@ -63,3 +84,11 @@ def check_sharded(p, variant):
     ):
         if p.sharded and wrong:
             raise UserError(f"params.yaml: finetune.{key} is {value} where {variant} is sharded; {advice}")
+
+
+def check_both_methods(variants):
+    """UserError where a run leaves out LoRA or QLoRA: the answers of both stand beside each other."""
+    if missing := [method for method in METHODS if method not in variants]:
+        raise UserError(
+            f"params.yaml: finetune.variants is {variants}; name {missing[0]} too: chat and style compare LoRA and QLoRA"
+        )

@@ -120,7 +120,9 @@ def test_an_experiment_outside_the_profile_joins_params_yaml(project):
 
 
 def test_a_budget_without_a_unit_is_refused(project):
-    assert only_error(project("walk", BUDGET="30")) == "error: BUDGET is '30'; write a number and s, m or h, such as 30m"
+    assert (
+        only_error(project("walk", BUDGET="30")) == "error: BUDGET is '30'; write a number and s, m or h, such as 30m"
+    )
     assert project.runs == []
 
 

@@ -278,7 +278,9 @@ def test_the_walk_says_what_each_step_changes_and_what_that_does(walked):
 def test_a_step_within_the_noise_says_so(walked):
     ((_, rows),) = tables(serving.ablation(summarise_experiment({"vllm": three_times(walked, 0.5, 1.0, 2.0)}, None)))
     assert rows[1][3].endswith(" (within the noise)")
-    ((_, rows),) = tables(serving.ablation(summarise_experiment({"vllm": three_times(walked, 0.999, 1.0, 1.001)}, None)))
+    ((_, rows),) = tables(
+        serving.ablation(summarise_experiment({"vllm": three_times(walked, 0.999, 1.0, 1.001)}, None))
+    )
     assert rows[1][3].endswith("%")
 
 

@@ -10,7 +10,8 @@ import pytest
 from conftest import REPO, only_error, run_in, set_params
 
 from lib.core import gpu
-from lib.core.stage import UserError, fingerprint, flags, load_yaml, read_json, read_params, work_dir, write_json
+from lib.core.stage import UserError, fingerprint, flags, load_yaml, read_json, read_params, write_json
+from lib.core.work import work_dir
 
 
 @dataclass

@@ -87,6 +87,8 @@ class Engine:
         if task not in self.managers:
             there = ", ".join(str(known) for known in self.managers if known != BASE) or "none"
             raise Refused(f"lora_task_id {task} is not loaded; there are: {there} (0 or absent: the base model)")
+        if not len(prompt):
+            raise Refused("the prompt is empty; it needs at least one token")
         if max_tokens < 1:
             raise Refused(f"request_output_len is {max_tokens}; it must be at least 1")
         if len(prompt) + max_tokens > self.max_sequence_tokens:
