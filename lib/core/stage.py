@@ -119,10 +119,10 @@ def fingerprint(settings, files=()):
     return digest.hexdigest()[:16]
 
 
-def stage_of(path):
+def maker_of(path):
     """The stage that makes a result, with a space before it; empty for any other file."""
-    parts = path.parts
-    return f" {parts[2]}" if len(parts) > 3 and parts[0] == "results" and parts[1] != "reference" else ""
+    parts = path.parts[path.parts.index("results") :] if "results" in path.parts else ()
+    return f" {parts[2]}" if len(parts) > 3 and parts[1] != "reference" else ""
 
 
 def read_json(path):
@@ -131,7 +131,7 @@ def read_json(path):
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; `dvc repro{stage_of(path)}` makes it") from None
+        raise UserError(f"{path}: there is no such file; `dvc repro{maker_of(path)}` makes it") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}: not whole ({error.msg}, line {error.lineno}); delete it and run `dvc repro`"

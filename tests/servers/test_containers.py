@@ -256,7 +256,8 @@ def test_docker_gets_exactly_this_command(tree, tmp_path, fake_docker):
         "--user", f"{os.getuid()}:{os.getgid()}", "--env", f"HOME={tree}/.cache/home",
         "--env", f"USER={getpass.getuser()}",
         "--volume", f"{tree}:{tree}", "--workdir", str(tree),
-        "--env", "REPO_IMAGE", "--env", "REPO_COMMIT", "--env", "REPO_DIRTY",
+        "--env", "REPO_IMAGE", "--env", "REPO_COMMIT", "--env", "REPO_DIRTY", "--env", "PYTHONUTF8=1",
+        "--env", "NO_PROXY", "--env", "no_proxy",
         "--entrypoint", "", f"example.org/team/image:1.0@{DIGEST}", "python", "-m", "stages.finetune", "two words",
     ]  # fmt: skip
 
@@ -271,7 +272,7 @@ def test_packages_that_lie_on_an_image_come_before_its_own_and_their_lock_is_sai
     (packages / "lock.sha256").write_text(digest)  # made already
     assert run_in(bare, "containers/run", f"{IMAGE}+top@{digest[:12]}", "true").returncode == 7
     words = noted(tmp_path)
-    given = words[words.index("REPO_DIRTY") + 1 : words.index("--entrypoint")]
+    given = words[words.index("no_proxy") + 1 : words.index("--entrypoint")]
     assert given == [
         "--volume", f"{packages}:{packages}", "--env", f"PYTHONPATH={packages}", "--env", f"REPO_LOCK={digest}",
     ]  # fmt: skip

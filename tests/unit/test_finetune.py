@@ -433,13 +433,13 @@ def test_an_unknown_variant_ends_the_stage_in_a_moment_with_one_line(tree):
 def test_without_a_base_model_the_stage_says_what_makes_it(tree):
     done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.finetune", "lora")
     assert only_error(done) == (
-        "error: results/embedded/base_model/metrics.json: there is no such file; `dvc repro` makes it"
+        "error: results/embedded/base_model/metrics.json: there is no such file; `dvc repro base_model` makes it"
     )
 
 
 # As the stage wrote them for SmolLM2 with QLoRA.
 FACTS = {
-    "four_bit_modules": 210, "lora_modules": 210, "checkpointing_modules": 0, "leading_bos": 1,
+    "four_bit_modules": 210, "lora_modules": 210, "checkpointing_modules": 0, "leading_bos": 1, "wanted_bos": 1,
     "prompt_tokens_learned": 0, "completion_tokens_learned": 77, "ends_with_eos": True, "optimizer": "AdamW",
     "effective_batch_rows": 16, "trainer_says_checkpointing": False, "seed": 42,
 }  # fmt: skip
@@ -455,8 +455,8 @@ def test_facts_that_agree_with_the_parameters_pass(p):
         ("lora_modules", 0, "no module matches lora.target_modules ['q_proj']"),
         ("four_bit_modules", 0, "0 modules are in 4 bits"),
         ("checkpointing_modules", 30, "gradient checkpointing is on in 30 modules"),
-        ("leading_bos", 2, "a row begins with 2 BOS tokens, not one"),
-        ("leading_bos", 0, "a row begins with 0 BOS tokens, not one"),
+        ("leading_bos", 2, "a row begins with 2 BOS tokens, not 1"),
+        ("leading_bos", 0, "a row begins with 0 BOS tokens, not 1"),
         ("prompt_tokens_learned", 5, "the prompt's tokens are learned too"),
         ("completion_tokens_learned", 0, "no token of the completion is learned"),
         ("ends_with_eos", False, "a row does not end with EOS"),
