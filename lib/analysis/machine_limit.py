@@ -3,7 +3,7 @@ The most that a machine allows of a served point: the roofline of its model at i
 """
 
 from lib.analysis.roofline import BITS, KV_BYTES, closed_loop, decode_step, rates, seconds
-from lib.bench.metrics import RATE, value
+from lib.bench.metrics import RATE
 from lib.model.shapes import read_shape
 
 # The writeup's serving points: 7B on one H100, 512 tokens in, 256 out.
@@ -21,7 +21,7 @@ def point_limit(data, point, limits):
         return None
     config, machine = base["config"], rates(limits, tensor_parallel_gpus(data["server_command"]))
     tokens_in = round(point.get("input_tokens") or point["input_tokens_asked"])
-    tokens_out = round(point.get("server_output_tokens") or point["output_tokens_asked"])
+    tokens_out = round(point.get("output_tokens") or point["output_tokens_asked"])
     loop = closed_loop(config, weights, kv, machine, point["concurrency"], tokens_in, tokens_out)
     step = seconds(decode_step(config, weights, kv, point["concurrency"], tokens_in + tokens_out // 2), machine)
     if not step or not loop["tokens_per_second"]:
@@ -36,7 +36,7 @@ def point_limit(data, point, limits):
 
 def limit_share(point, limit):
     """Throughput over the limit; None where either is unknown."""
-    rate = value(point, RATE)
+    rate = point[RATE]
     return rate / limit["tokens_per_second"] if limit and rate else None
 
 

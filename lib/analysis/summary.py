@@ -16,7 +16,7 @@ from lib.analysis.machine_limit import (
     published_limit,
     speculates,
 )
-from lib.bench.metrics import PERCENTILES, RATE, span, value
+from lib.bench.metrics import PERCENTILES, RATE
 from lib.claims.runs import optional
 from lib.core.stage import read_json
 from lib.model.shapes import experts
@@ -118,10 +118,10 @@ def gives_same_answers(first, data):
 def client_token_error(servers):
     """[least, most] of client tokens / server tokens - 1 over all points; None where no point has both counts."""
     errors = [
-        point.get("client_output_tokens", point["output_tokens"]) / point["server_output_tokens"] - 1
+        point["client_output_tokens"] / point["output_tokens"] - 1
         for data in servers.values()
         for point in data["points"]
-        if point.get("client_output_tokens", point.get("output_tokens")) and point.get("server_output_tokens")
+        if point["client_output_tokens"] and point["tokens_counted_by"] == "server"
     ]
     return [min(errors), max(errors)] if errors else None
 
@@ -143,7 +143,7 @@ def point_rows(label, data, limits):
             **{key: point[key] for key in ("input_tokens_asked", "output_tokens_asked", "concurrency", "arm")},
             "numbers": {name: with_interval(point, name) for name in NUMBERS},
             "requests": point["requests"],
-            "output_tokens": point.get("server_output_tokens") or point.get("output_tokens"),
+            "output_tokens": point["output_tokens"],
             "limit": limit,
             "share": limit_share(point, limit),
             "tokens_per_joule": point.get("tokens_per_joule"),
@@ -164,8 +164,8 @@ def point_rows(label, data, limits):
 
 def with_interval(point, name):
     """{value, low, high} of a number; None where it was not measured or has no interval."""
-    low, high = span(point, name) or (None, None)
-    return {"value": value(point, name), "low": low, "high": high}
+    low, high = point["intervals"].get(name) or (None, None)
+    return {"value": point.get(name), "low": low, "high": high}
 
 
 def compare_with_first(servers):

@@ -54,21 +54,30 @@ def latencies(folder):
     return [(max(written) - begin) / 1e9 for begin, written in sorted(answered)]
 
 
-def by_server(point, made, watts):
-    """What follows from the server's own count of tokens a request, `made`, and from the GPUs' mean power.
+def correct(read, made, watts):
+    """A client's point by the server's own count of tokens a request, `made`; the client's numbers stay as client_NAME.
 
-    server_itl_ms_avg: (latency - TTFT) / (tokens - 1), the mean over the load (NVIDIA's ITL is vLLM's TPOT); a client
-    that tokenises text again divides by another number.
+    genai-perf tokenises an answer again and may count other tokens than the server made. Both counts are means over the
+    requests, and so is the factor: a client's ITL is (latency - TTFT) / (tokens - 1), and tokens/s a user its inverse
+    (NVIDIA's ITL is vLLM's TPOT). made None: nothing is corrected. tokens_per_joule takes the GPUs' mean power, `watts`.
     """
-    rate = made * point["requests_per_second"] if made is not None else None
-    spans = (point["request_latency_ms_avg"], point["ttft_ms_avg"])
-    itl = (spans[0] - spans[1]) / (made - 1) if made and made > 1 and None not in spans else None
-    return {
-        "server_output_tokens": made,
-        "server_output_tokens_per_second": rate,
-        "server_itl_ms_avg": itl,
-        "tokens_per_joule": rate / watts if rate is not None and watts else None,
-    }
+    point = {**read, **{f"client_{name}": read[name] for name in read if is_corrected(name)}}
+    client, rate = read["output_tokens"], None
+    if made is not None:
+        rate = made * read["requests_per_second"]
+        point |= {"output_tokens": made, "output_tokens_per_second": rate}
+        if client and min(client, made) > 1:
+            factor = (client - 1) / (made - 1)
+            for name in filter(is_corrected, read):
+                if read[name] is not None and name.startswith(("itl_ms", "per_user")):
+                    point[name] = read[name] * factor if name.startswith("itl_ms") else read[name] / factor
+    return {**point, "tokens_counted_by": "client" if made is None else "server",
+            "tokens_per_joule": rate / watts if rate is not None and watts else None}  # fmt: skip
+
+
+def is_corrected(name):
+    """Whether a client's number depends on how many tokens it counts in an answer."""
+    return name.startswith(("output_tokens", "per_user_tokens_per_second", "itl_ms")) and not name.endswith("_asked")
 
 
 def guess_counts(counted):
@@ -89,6 +98,7 @@ def summed_up(repeats):
     medians = {key: statistics.median(one[key] for one in used) for key in numbers if None not in values(used, key)}
     return {
         **{key: used[0][key] for key in ASKED},
+        "tokens_counted_by": used[0]["tokens_counted_by"],
         **{key: None for key, value in used[0].items() if value is None},
         **medians,
         "intervals": {key: interval(values(used, key)) for key in medians if len(used) >= REPEATS_NEEDED},
@@ -104,8 +114,7 @@ def values(repeats, key):
 
 def told(point):
     """One point in one line."""
-    rate, first = point["server_output_tokens_per_second"], point["ttft_ms_p50"]
-    rate = point["output_tokens_per_second"] if rate is None else rate  # a client may count other tokens
+    rate, first = point["output_tokens_per_second"], point["ttft_ms_p50"]
     numbers = f"{rate:.1f} tokens/s" if rate is not None else "throughput not measured"
     numbers += f", first token after {first:.0f} ms (median)" if first is not None else ""
     where = f"{point['input_tokens_asked']} in, {point['output_tokens_asked']} out, concurrency {point['concurrency']}"
@@ -117,35 +126,7 @@ RATE = "output_tokens_per_second"
 PERCENTILES = ("p50", "p90", "p95", "p99")  # of TTFT and ITL, shown and compared
 
 
-def counted_by(point, name):
-    """The key of a point's number: the throughput by the server's own count of tokens, where it has one."""
-    server = f"server_{RATE}"
-    return server if name == RATE and point.get(server) is not None else name
-
-
-def set_right(point, name):
-    """What a client's number is multiplied by where the client counted other tokens than the server made, as
-    genai-perf, which tokenises an answer again, may: it divides latency - TTFT by (tokens - 1), a time between tokens,
-    and takes the inverse, tokens/s a user. Both counts are means over the requests, and so is the factor."""
-    counted, made = point.get("output_tokens"), point.get("server_output_tokens")
-    if not counted or not made or min(counted, made) <= 1 or not name.startswith(("itl_ms", "per_user")):
-        return 1
-    return (counted - 1) / (made - 1) if name.startswith("itl_ms") else (made - 1) / (counted - 1)
-
-
-def value(point, name):
-    """A number of a point or None; see counted_by and set_right."""
-    found = point.get(counted_by(point, name))
-    return None if found is None else found * set_right(point, name)
-
-
-def span(point, name):
-    """The interval of a point's number, as [low, high], or None."""
-    found = point["intervals"].get(counted_by(point, name))
-    return found and [end * set_right(point, name) for end in found]
-
-
 def repeated(point, name, every=False):
     """A number of every valid repeat of a point, or of every repeat; an empty list where one does not have it."""
-    found = [value(one, name) for one in point["repeats"] if every or one["valid"]]
+    found = [one.get(name) for one in point["repeats"] if every or one["valid"]]
     return [] if None in found else found

@@ -14,6 +14,7 @@ from lib.core.stage import read_json
 from lib.model.shapes import dimensions, shape_file
 from lib.serving.servers import OURS
 
+SCHEMA = 2  # from 2 on the plain numbers are by the server's count of tokens, the client's own stand as client_NAME
 # What points.json says of a server that never ran.
 NOT_STARTED = {"engine": None, "engine_is_stand_in": False, "weights_format": None, "kv_format": None,
                "server_ready_seconds": None, "server_command": None}  # fmt: skip
@@ -31,7 +32,9 @@ def publish(out, work, p, server_name, asked):
     got = sum(len(group) for group in groups.values())
     short = None if got == wanted else f"{BUDGET_ENDED} {got} of {wanted} measurements"
     facts = {**asked, **(read_json(made) if made.exists() else NOT_STARTED)}
-    write_metrics(out / server_name / "points.json", {**facts, "not_measured": short, "points": summed})
+    write_metrics(
+        out / server_name / "points.json", {"schema": SCHEMA, **facts, "not_measured": short, "points": summed}
+    )
     write_csv(out / server_name / "points.csv", [one for entry in summed for one in entry["repeats"]])
 
 
@@ -85,5 +88,8 @@ def model_facts(model, inputs):
 
 def not_measured(out, facts, reason):
     """points.json of a server that is not measured, with the reason."""
-    write_metrics(out / facts["server"] / "points.json", {**facts, **NOT_STARTED, "not_measured": reason, "points": []})
+    write_metrics(
+        out / facts["server"] / "points.json",
+        {"schema": SCHEMA, **facts, **NOT_STARTED, "not_measured": reason, "points": []},
+    )
     print(f"{facts['experiment']}, {facts['server']}: not measured ({reason})")

@@ -90,7 +90,7 @@ def test_the_numbers_of_the_smallest_run_are_there(clone):
         assert metrics["optimizer_steps"] == 2 and metrics["weights"] == "real" and metrics["wall_seconds"] > 0
     for name in ("base/triton", "base/vllm", "lora/triton", "lora/vllm"):
         (point,) = read_json(results / "bench" / name / "points.json")["points"]
-        assert point["requests"] == 2 and point["server_output_tokens"] == 8
+        assert point["requests"] == 2 and point["output_tokens"] == 8
     assert (results / "claims" / "claims.json").is_file() and (results / "report" / "index.html").is_file()
 
 

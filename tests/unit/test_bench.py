@@ -233,7 +233,7 @@ def test_a_load_shorter_than_two_looks_leaves_the_cpu_unmeasured():
 def repeat(rate, valid=True, **more):
     reasons = [] if valid else ["2 of 8 requests failed"]
     return {"concurrency": 4, "input_tokens_asked": 64, "output_tokens_asked": 32, "arm": "corrected", "repeat": 1,
-            "rate": rate, "gpu_watts": None, "valid": valid, "invalid_reasons": reasons, "checks": [],
+            "rate": rate, "gpu_watts": None, "tokens_counted_by": "server", "valid": valid, "invalid_reasons": reasons, "checks": [],
             **more}  # fmt: skip
 
 
@@ -259,12 +259,22 @@ def test_a_number_that_one_repeat_lacks_has_no_median():
     assert "late" not in metrics.summed_up([repeat(9.0, late=1.0), repeat(10.0, late=None)])
 
 
-def test_the_servers_own_count_gives_throughput_time_between_tokens_and_tokens_a_joule():
-    read = {"requests_per_second": 2.0, "request_latency_ms_avg": 1310.0, "ttft_ms_avg": 70.0}
-    found = metrics.by_server(read, 32.0, 500.0)
-    assert found["server_output_tokens_per_second"] == 64.0 and found["server_itl_ms_avg"] == 40.0
-    assert found["tokens_per_joule"] == pytest.approx(64 / 500)
-    assert set(metrics.by_server(read, None, 500.0).values()) == {None}
+def test_a_point_is_corrected_to_the_servers_count():
+    read = {"output_tokens": 33.0, "output_tokens_per_second": 66.0, "requests_per_second": 2.0, "itl_ms_p50": 10.0,
+            "per_user_tokens_per_second": 100.0, "ttft_ms_p50": 70.0}  # fmt: skip
+    point = metrics.correct(read, 17.0, 500.0)
+    assert (point["output_tokens"], point["output_tokens_per_second"]) == (17.0, 34.0)
+    assert (point["itl_ms_p50"], point["per_user_tokens_per_second"]) == (20.0, 50.0)  # 32 gaps counted, 16 made
+    assert point["ttft_ms_p50"] == 70.0 and point["tokens_per_joule"] == pytest.approx(34 / 500)
+    assert (point["client_itl_ms_p50"], point["client_output_tokens_per_second"]) == (10.0, 66.0)
+    assert point["tokens_counted_by"] == "server" and "client_ttft_ms_p50" not in point
+
+
+def test_without_a_servers_count_the_client_is_believed():
+    read = {"output_tokens": 33.0, "output_tokens_per_second": 66.0, "requests_per_second": 2.0, "itl_ms_p50": None}
+    point = metrics.correct(read, None, 500.0)
+    assert {name: point[name] for name in read} == read
+    assert point["tokens_counted_by"] == "client" and point["tokens_per_joule"] is None
 
 
 # The order
@@ -610,7 +620,7 @@ def test_a_sweep_writes_points_raw_files_and_what_made_them(bench):
     out = results_of(bench.tree)
     written = json.loads((out / "triton" / "points.json").read_text())
     assert [point["concurrency"] for point in written["points"]] == [1, 2, 4]
-    assert all(point["valid"] and point["server_output_tokens"] == 32.0 for point in written["points"])
+    assert all(point["valid"] and point["output_tokens"] == 32.0 for point in written["points"])
     assert written["engine"] == "Fake 1 behind Triton 2.51.0 (stand-in for TensorRT-LLM)"
     assert written["engine_is_stand_in"] is True
     assert written["base_model"] == {"name": "Tiny", "weights": "random", "parameters": 7, "config": {"head_dim": 8}}
@@ -623,9 +633,8 @@ def test_a_sweep_writes_points_raw_files_and_what_made_them(bench):
     assert re.search(r"concurrency 2: 118\.2 tokens/s.* about \d+ s left", done.stdout)
     assert left_over(bench.tree) == []
     # The next run measures anew, and knows how long this one took.
-    assert list((bench.tree / ".work" / "embedded").iterdir()) == [
-        bench.tree / ".work" / "embedded" / "bench-base.seconds.json"
-    ]
+    kept = {path.name for path in (bench.tree / ".work" / "embedded").iterdir()}
+    assert kept == {"bench-base.seconds.json", "bench-base.lock"}
 
 
 def test_a_server_that_is_not_to_be_measured_stands_as_not_measured(bench):
@@ -783,7 +792,7 @@ def took(monkeypatch):
         measured.append((point.server, point.concurrency))
         found = POINT | {"valid": not strangers, "ttft_ms_p50": None, "output_tokens_per_second": None}
         found |= {"invalid_reasons": ["strangers"] if strangers else [], "checks": []}
-        found |= {"server_output_tokens_per_second": None}
+        found |= {"tokens_counted_by": "client"}
         found |= {"input_tokens_asked": 64, "output_tokens_asked": 32, "concurrency": 1, "arm": "corrected"}
         write_json(work / "points" / f"{point}.json", found)
         return found

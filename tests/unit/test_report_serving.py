@@ -12,7 +12,7 @@ from conftest import REPO
 from lib.analysis.compare import compared, noise
 from lib.analysis.machine_limit import point_limit
 from lib.analysis.summary import PUBLISHED_POINTS, read_experiments, summarise, summarise_experiment
-from lib.bench.metrics import RATE, span, summed_up, value
+from lib.bench.metrics import RATE, summed_up
 from lib.core.stage import read_json, write_json
 from lib.report import serving, serving_points
 from lib.report.page import Grey, html_table, to_html, to_markdown
@@ -40,7 +40,7 @@ def three_times(data, *factors):
     for point in data["points"]:
         one = point["repeats"][0]
         repeats = [
-            {**one, "repeat": n, **{key: one[key] * by for key in (RATE, f"server_{RATE}")}}
+            {**one, "repeat": n, RATE: one[RATE] * by}
             for n, by in enumerate(factors, 1)
         ]
         found["points"].append(summed_up(repeats))
@@ -70,22 +70,19 @@ def tables(blocks):
 # What the client counted
 
 
-def test_times_between_tokens_are_by_the_servers_count_where_the_client_counts_4_percent_more():
+def test_published_points_are_by_the_servers_count():
     lengths = read_json(REPO / "results/reference/h200-lengths/bench/lengths/vllm/points.json")
     for point in lengths["points"]:
-        assert 1.03 < point["output_tokens"] / point["server_output_tokens"] < 1.05
-        assert point["itl_ms_avg"] < 0.97 * point["server_itl_ms_avg"]
-        assert value(point, "itl_ms_avg") == pytest.approx(point["server_itl_ms_avg"], rel=0.005)
-        low, high = span(point, "itl_ms_avg")
-        assert 0.99 * low < value(point, "itl_ms_avg") < 1.01 * high
+        assert 1.03 < point["client_output_tokens"] / point["output_tokens"] < 1.05
+        assert point["client_itl_ms_avg"] < 0.97 * point["itl_ms_avg"]
         # A user's tokens come one after the other.
-        assert value(point, "per_user_tokens_per_second") == pytest.approx(1000 / point["server_itl_ms_avg"], rel=0.02)
+        assert point["per_user_tokens_per_second"] == pytest.approx(1000 / point["itl_ms_avg"], rel=0.02)
     assert "was +3.2% to +4.2% off in its tokens" in serving.conditions(summarise_experiment({"vllm": lengths}, None))
 
 
-def test_nothing_is_set_right_where_client_and_server_count_alike():
+def test_equal_counts_need_no_correction():
     bf16 = read_json(PUBLISHED / "bench/bf16/vllm/points.json")
-    assert all(value(point, "itl_ms_p50") == point["itl_ms_p50"] for point in bf16["points"])
+    assert all(point["client_itl_ms_p50"] == point["itl_ms_p50"] for point in bf16["points"])
     assert "off in its tokens" not in serving.conditions(summarise_experiment({"vllm": bf16}, None))
 
 
@@ -106,7 +103,7 @@ def test_no_point_of_the_published_run_is_above_its_limit():
         data = read_json(path)
         for point in data["points"]:
             limit = point_limit(data, point, limits)
-            assert point["server_output_tokens_per_second"] < limit["tokens_per_second"]
+            assert point["output_tokens_per_second"] < limit["tokens_per_second"]
             assert point["itl_ms_p50"] > limit["itl_ms"]
             assert point["per_user_tokens_per_second"] < limit["per_user_tokens_per_second"]
 
@@ -268,7 +265,7 @@ def test_the_walk_says_what_each_step_changes_and_what_that_does(walked):
     changes = [steps[arm]["what changes"] for arm in list(steps)[1:]]
     assert changes == ["endpoint chat → completions", "prompts synthetic → unique", "pinned false → true",
                        "warmup_requests 0 → 2", "requests_per_stream 2 → 4; min_requests 10 → 8"]  # fmt: skip
-    rate = {point["arm"]: point["server_output_tokens_per_second"] for point in walked["points"]}
+    rate = {point["arm"]: point["output_tokens_per_second"] for point in walked["points"]}
     assert rows[1][3] == f"{rate['completions'] / rate['published'] - 1:+.1%}"
     # The chat template adds tokens to every prompt: the server's count gives it away.
     assert "the server counted 94.00 input tokens a request, 64 were asked for" in steps["published"]["valid"]
