@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import zipfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -263,3 +264,21 @@ class ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid):
         file = Path(nodeid.partition("::")[0]).stem
         return "servers" if file in LISTENING else file
+
+
+# A word of a reason for which a test is skipped, and the command that enables it.
+ENABLE = {
+    "not installed": "apt-get install docker.io docker-registry skopeo",
+    "needs root": "run as root with CAP_SYS_ADMIN, in a virtual machine for instance",
+    "no git checkout": "git clone instead of an archive",
+}
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was skipped, why, and what enables it."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
+    for reason, count in reasons.items():
+        command = next((command for word, command in ENABLE.items() if word in reason), None)
+        terminalreporter.write_line(f"{count} skipped: {reason}" + (f"; to run them: {command}" if command else ""))

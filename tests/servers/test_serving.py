@@ -124,7 +124,8 @@ client.stop_stream(cancel_requests=True)
 @pytest.fixture(scope="module")
 def served(base_model, tmp_path_factory):
     """A copied tree with a float32 base model, two random adapters and the repository with them; the working folder."""
-    tree = copy_tree(tmp_path_factory.mktemp("serving") / "tree")
+    # A path with a space and brackets: Triton starts its Python stubs through an unquoted shell command.
+    tree = copy_tree(tmp_path_factory.mktemp("serving") / "my tree (copy)")
     results = tree / "results" / "embedded"
     shutil.copytree(base_model, results / "base_model")
     config = results / "base_model" / "model" / "config.json"

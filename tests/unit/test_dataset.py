@@ -42,6 +42,26 @@ def test_each_kind_of_bad_row_is_named_by_its_line(tmp_path, line, reason):
     assert str(error.value) == f"{path}: line 2: {reason}; mend or remove the rows, nothing was written"
 
 
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n")
+    assert len(read_rows(path)) == 1
+
+
+@pytest.mark.parametrize("text", ["[]", '[{"instruction": "a", "output": "b"}]', '\n[\n{"instruction": "a"}]'])
+def test_a_json_array_is_named_as_one(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="it is a JSON array; write one object a line instead"):
+        read_rows(path)
+
+
+def test_a_folder_or_a_missing_file_is_named(tmp_path):
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "none", "No such file or directory")):
+        with pytest.raises(UserError, match=rf"not readable as a file \({reason}\); it holds one JSON object a line"):
+            read_rows(path)
+
+
 def test_many_bad_rows_are_five_with_the_number_of_the_others(tmp_path):
     path = rows_file(tmp_path, GOOD, *["{}"] * 12)
     with pytest.raises(UserError, match=r"line 2: .*; line 6: [^;]* \(and 7 more\); mend or remove") as error:
