@@ -27,7 +27,7 @@ def check_gpus(name, asked):
     for server in asked.servers:
         if (wanted := tensor_parallel_gpus(asked.options(server))) > there:
             raise UserError(
-                f"params.yaml: bench.definitions.{name}.servers has {server}, which wants {wanted} GPUs; there are "
+                f"experiments.yaml: bench.definitions.{name}.servers has {server}, which wants {wanted} GPUs; there are "
                 f"{there}: leave it out"
             )
 

@@ -44,7 +44,7 @@ def main():
     for path in files:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / path, target / path)
-    for path in (Path("dvc.lock"), Path("studies/dvc.lock"), Path("params.yaml")):
+    for path in (Path("dvc.lock"), Path("studies/dvc.lock"), Path("params.yaml"), Path("experiments.yaml")):
         if path.exists():
             (target / path).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target / path)

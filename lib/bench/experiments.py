@@ -112,7 +112,7 @@ class Point:
 def with_experiment(p, name):
     """The parameters of the experiment `name`; UserError names those there are."""
     if name not in p.definitions:
-        raise UserError(f"params.yaml: bench.definitions has no {name!r}; it has {', '.join(p.definitions)}")
+        raise UserError(f"experiments.yaml: bench.definitions has no {name!r}; it has {', '.join(p.definitions)}")
     return patched(p, p.definitions[name], f"bench.definitions.{name}", FIXED)
 
 
@@ -129,7 +129,7 @@ def check_lengths(p, name):
         limit = words.get("--max-model-len", "")
         if limit.isdigit() and int(limit) < longest:
             raise UserError(
-                f"params.yaml: bench.definitions.{name} asks {server} for {longest} tokens in and out; its options "
+                f"experiments.yaml: bench.definitions.{name} asks {server} for {longest} tokens in and out; its options "
                 f"have --max-model-len={limit}: raise that, or shorten bench.lengths"
             )
 

@@ -58,18 +58,29 @@ def patched(p, patch, where, fixed):
     fixed: fields that a patch must not touch (those that hold the patches).
     """
     if not isinstance(patch, dict):
-        raise UserError(f"params.yaml: {where} is {patch!r}, want parameters as key: value")
+        raise UserError(f"experiments.yaml: {where} is {patch!r}, want parameters as key: value")
     kinds = {field.name: field.type for field in dataclasses.fields(p) if field.name not in fixed}
     for key, value in patch.items():
         if key not in kinds:
-            raise UserError(f"params.yaml: {where}.{key} is no parameter of {where.partition('.')[0]}")
+            raise UserError(f"experiments.yaml: {where}.{key} is no parameter of {where.partition('.')[0]}")
         if type(value) is not kinds[key] and not (kinds[key] is float and type(value) is int):
-            raise UserError(f"params.yaml: {where}.{key} is {value!r}, want {kinds[key].__name__}")
+            raise UserError(f"experiments.yaml: {where}.{key} is {value!r}, want {kinds[key].__name__}")
     return dataclasses.replace(p, **patch)
 
 
 def load_yaml(path):
-    """A YAML file as Python data; UserError names the file (and the line) where it cannot be read."""
+    """A YAML file as Python data; UserError names the file (and the line) where it cannot be read.
+
+    params.yaml comes with the sections of experiments.yaml beside it, where there is one; its own keys win.
+    """
+    data, beside = parse_yaml(path), Path(path).with_name("experiments.yaml")
+    if Path(path).name == "params.yaml" and beside.exists():
+        for section, values in parse_yaml(beside).items():
+            data[section] = {**values, **data.get(section, {})}
+    return data
+
+
+def parse_yaml(path):
     try:
         return yaml.load(Path(path).read_text(), Loader)
     except FileNotFoundError:

@@ -84,7 +84,8 @@ def project(tmp_path):
     """A folder with DVC, the benchmark's parameters, and a stage that stands for the benchmark's."""
     for name in ("lib", "stages", "tools", "containers"):
         shutil.copytree(REPO / name, tmp_path / name)
-    shutil.copy(REPO / "params.yaml", tmp_path)
+    for name in ("params.yaml", "experiments.yaml"):
+        shutil.copy(REPO / name, tmp_path)
     (tmp_path / ".venvs").symlink_to(REPO / ".venvs")
     (tmp_path / "stage.py").write_text(STAGE)
     (tmp_path / "dvc.yaml").write_text(
@@ -130,7 +131,7 @@ def test_a_budget_without_a_unit_is_refused(project):
     ("name", "message"),
     [
         ("", "EXPERIMENT is missing; use one of base, lora, walk"),
-        ("new", "params.yaml: bench.definitions has no 'new'; it has base, lora, walk"),
+        ("new", "experiments.yaml: bench.definitions has no 'new'; it has base, lora, walk"),
         ("int4", "EXPERIMENT is int4, which serves llama-2-7b:int4-g128; nvidia-smi finds no GPU for that"),
         ("lengths", "bench.definitions.lengths asks vllm for 2176 tokens in and out; its options have --max-model"),
     ],
@@ -147,7 +148,7 @@ def test_an_experiment_that_wants_more_gpus_than_there_are_is_refused_before_any
     (tmp_path / "bin/nvidia-smi").chmod(0o755)
     error = only_error(project("tensor-parallel", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}"))
     assert error == (
-        "error: params.yaml: bench.definitions.tensor-parallel.servers has vllm-tp4, which wants 4 GPUs; there are 2: "
+        "error: experiments.yaml: bench.definitions.tensor-parallel.servers has vllm-tp4, which wants 4 GPUs; there are 2: "
         "leave it out"
     )
     assert project.runs == []

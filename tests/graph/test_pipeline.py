@@ -177,6 +177,13 @@ def test_every_module_serves_a_stage_a_worker_or_a_tool():
     assert code_files(r"lib/.*\.py") - set().union(*map(closure, started)) == set()
 
 
+def test_the_map_names_every_chapter():
+    chapters = {path.name for path in (REPO / "lib").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert set(re.findall(r"(?m)^  (\w+)/ {2,}\S", text("README.md"))) == chapters
+    named = set(re.findall(r"`([\w/.]+\.(?:py|yaml))`", text("docs/architecture.md")))
+    assert [name for name in named if not (REPO / name).exists() and "NAME" not in name and "WRITEUP" not in name] == []
+
+
 def test_package_files_are_empty():
     assert [name for name in tracked_files() if name.endswith("__init__.py") and text(name)] == []
 

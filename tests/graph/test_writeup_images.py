@@ -74,9 +74,6 @@ def leave_out(tree):
     shutil.rmtree(tree / "results/reference")
     (tree / "results/reference").mkdir()
     params = load_yaml(tree / "params.yaml")
-    params = {
-        name: values for name, values in params.items() if name not in ("client_accuracy", "streaming", "multilora")
-    }
     bench = params["bench"]
     bench |= {"experiments": {"base": "base", "lora": "lora"}, "concurrency": [1], "repeats": 1}
     params["vram"]["shapes"], params["finetune"]["arms"], params["engine"]["arms"] = ["llama-2-7b"], {}, {}
@@ -111,7 +108,7 @@ def ran(said):
 def test_every_stage_of_the_graph_ran_and_a_second_run_only_looks_at_the_machine(writeup):
     tree, environment, said = writeup
     named = {one.split("@")[0] for one in ran(said)}
-    assert named == set(load_yaml(tree / "dvc.yaml")["stages"]) and len(ran(said)) > 20
+    assert named == set(load_yaml(tree / "dvc.yaml")["stages"]) and len(ran(said)) >= 20
     again = run_in(tree, "containers/run", "venv:tools", "dvc", "repro", environment=environment)
     assert again.returncode == 0 and ran(again.stdout) == ["machine"], again.stderr
 

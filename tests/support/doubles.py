@@ -310,7 +310,7 @@ def double_image(root):
         write((root / "app" / script).parent, Path(script).name, code)
     for name in ("trtllm-build", "mpirun", "genai-perf"):
         write(root / "bin", name, f'#!/bin/sh\nexec {real} /opt/doubles/doubles.py {name} "$@"\n')
-    doubled = f'"-m stages."*|"-m vllm."*|stages/workers/*) exec {real} /opt/doubles/doubles.py python "$@" ;;'
+    doubled = f'"-m stages."*|"-m vllm."*|stages/workers/prompts.py*) exec {real} /opt/doubles/doubles.py python "$@" ;;'
     for name in ("python", "python3"):
         write(root / "bin", name, f'#!/bin/sh\ncase "$1 $2" in {doubled} *) exec {real} "$@" ;; esac\n')
     for program in (root / "bin").iterdir():

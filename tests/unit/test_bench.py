@@ -608,7 +608,7 @@ def test_lengths_that_the_server_cannot_take_are_refused_before_it_starts(bench)
     lengths = {"lengths": [[64, 32], [2000, 100]], "server_options": ["--max-model-len=2048"]}
     set_params(bench.tree, bench=lengths | {"servers": ["vllm"]})
     assert error_of(bench()).startswith(
-        "error: params.yaml: bench.definitions.base asks vllm for 2100 tokens in and out; its options have "
+        "error: experiments.yaml: bench.definitions.base asks vllm for 2100 tokens in and out; its options have "
         "--max-model-len=2048: raise that, or shorten bench.lengths"
     )
     assert not (bench.tree / "server.pid").exists()
