@@ -42,8 +42,14 @@ WORDS = {"dvc": ["tools.reproduce"], "stage": ["-m stages."], "server": ["bin/tr
 PAUSE = (5, 40)  # seconds of a run before it is killed
 LEFT_SECONDS = 15
 CHECKS = ("nothing_left", "resumes", "points_kept", "same_files")
-BENCH = {"experiments": {"lora": "lora"}, "concurrency": [1, 2]}
-FINETUNE = {"eval_steps": 1}  # a checkpoint a step
+# One experiment with both servers and two points each; a checkpoint a step.
+SHORTER = {
+    "bench": {"experiments": {"lora": "lora"}, "concurrency": [1, 2]},
+    "dataset": {"validation_rows": 1},
+    "finetune": {"eval_steps": 1},
+    "style": {"prompts": 1, "bootstrap_samples": 20},
+    "vram": {"shapes": []},
+}
 
 
 class Series:
@@ -58,8 +64,8 @@ class Series:
 
     def make_tree(self):
         copy_tree(self.tree)
-        smallest = SMALLEST | {"bench": SMALLEST["bench"] | BENCH, "finetune": SMALLEST["finetune"] | FINETUNE}
-        set_params(self.tree, **smallest)
+        sections = SMALLEST.keys() | SHORTER.keys()
+        set_params(self.tree, **{name: SMALLEST.get(name, {}) | SHORTER.get(name, {}) for name in sections})
         git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
         for words in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]):
             run_in(self.tree, *git, *words, check=True)
