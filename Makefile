@@ -21,17 +21,17 @@ experiments: ## seconds: every experiment of the benchmark, its points, what it 
 bench:      ## minutes to hours (make experiments tells): one experiment, EXPERIMENT=gpt-oss; BUDGET=30m: no longer; goes on with one
 	@$(TOOLS) python -m tools.bench $(EXPERIMENT)
 streaming:  ## 2 minutes: the writeup's streaming prompts to every server, and what one BLS instance does to two requests
-	@$(TOOLS) dvc repro studies/dvc.yaml:streaming
+	@$(TOOLS) python -m tools.repro studies/dvc.yaml:streaming
 multilora:  ## 5 to 8 minutes: several LoRA adapters on one base model: does each request get its own, and what do they cost?
-	@$(TOOLS) dvc repro studies/dvc.yaml:multilora
+	@$(TOOLS) python -m tools.repro studies/dvc.yaml:multilora
 client-accuracy: ## 10 min, no GPU: how accurately the load clients measure, against a server of known timing
-	@$(TOOLS) dvc repro studies/dvc.yaml:client_accuracy
+	@$(TOOLS) python -m tools.repro studies/dvc.yaml:client_accuracy
 speedups:   ## 6 min, no GPU: five ways to speed up a local model, Transformers against vLLM, and what a KV cache takes
-	@$(TOOLS) dvc repro studies/dvc.yaml:speedups studies/dvc.yaml:kv_cache
+	@$(TOOLS) python -m tools.repro studies/dvc.yaml:speedups studies/dvc.yaml:kv_cache
 quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, the OpenAI server
 	@$(TOOLS) python -m tools.quickstart_vllm
 quickstart-trtllm: ## a minute or two: the Llama 2 quick start: build, run, serve, curl; without TensorRT-LLM its stand-in answers
-	@$(TOOLS) dvc repro repository@base
+	@$(TOOLS) python -m tools.repro repository@base
 	@$(TOOLS) python -m tools.quickstart_trtllm
 publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)

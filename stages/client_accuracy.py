@@ -18,12 +18,12 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from dataclasses import dataclass
 
 from lib.client_accuracy.truth import COUNTERS, counted, judged
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, read_json, read_params, results, run, write_json
+from lib.core.web import open_url
 from lib.serving.clients import CLIENTS, Load, warm_up
 from lib.serving.process import run_client, serving
 from lib.serving.servers import URL, Inputs, Vllm, read_metrics
@@ -127,7 +127,7 @@ def version(name, images):
 def ask(path, body=None):
     """The JSON with which the mock answers."""
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(URL + path, data, timeout=60) as response:
+    with open_url(URL + path, data, timeout=60) as response:
         return json.load(response)
 
 

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 
+from lib.core.parent import die_with_parent
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run, write_json
 from lib.core.work import work_dir
@@ -101,7 +102,7 @@ def on_several_gpus(p, variant):
     if torch.cuda.is_available() and torch.cuda.device_count() < p.gpus:
         raise UserError(f"params.yaml: finetune.gpus is {p.gpus}; this machine has {torch.cuda.device_count()}")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(p.gpus)]
-    done = subprocess.run([*launch, "-m", "stages.finetune", variant])
+    done = subprocess.run([*launch, "-m", "stages.finetune", variant], preexec_fn=die_with_parent())
     if done.returncode:
         sys.exit(done.returncode)
 

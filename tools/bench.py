@@ -6,7 +6,6 @@ A sweep that was cut short resumes; a whole one is measured again when what it d
 """
 
 import os
-import subprocess
 import sys
 
 from lib.analysis.machine_limit import tensor_parallel_gpus
@@ -15,6 +14,7 @@ from lib.core.gpu import gpus
 from lib.core.stage import UserError, read_params, results, run
 from lib.serving.servers import OURS
 from tools.profile import PARAMS, set_values
+from tools.repro import reproduce
 
 
 def check_gpus(name, asked):
@@ -50,9 +50,7 @@ def main():
     check_gpus(name, asked)
     seconds_of(os.environ.get("BUDGET"))
     add_experiment(p, name)
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro", f"bench@{name}"])
-    if done.returncode:
-        sys.exit(done.returncode)
+    reproduce([f"bench@{name}"])
     print(f"results: {results('bench') / name}; `make report` shows them")
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -20,11 +21,13 @@ from pathlib import Path
 import psutil
 import yaml
 
+from lib.core.parent import exit_words
 from lib.core.stage import UserError, load_yaml, read_json, results, run, write_json
 from tools import preflight
 from tools.profile import check_name, plan_profile, write_profile
 
 LOG_LINES = 15  # of a failed stage, shown on stderr
+RWLOCK = Path(".dvc/tmp/rwlock")  # where DVC keeps who reads and writes what
 RUNNING, UNCHANGED = re.compile(r"Running stage '(.+)'"), re.compile(r"Stage '(.+)' didn't change")
 
 
@@ -32,7 +35,7 @@ RUNNING, UNCHANGED = re.compile(r"Running stage '(.+)'"), re.compile(r"Stage '(.
 
 
 @contextmanager
-def only_run():
+def only_run(command="make reproduce"):
     """Hold this checkout; UserError names who holds it. The lock goes with its process, however that ends."""
     path = Path(".work/reproduce.lock")
     path.parent.mkdir(exist_ok=True)
@@ -44,8 +47,12 @@ def only_run():
             raise UserError(f"{lock.read() or 'another run'} holds this checkout; wait for it or stop it") from None
         if holder := dvc_holder():
             raise UserError(f"{holder} holds this checkout; wait for it or stop it")
+        if (
+            RWLOCK.exists()
+        ):  # its entries are of runs that were killed: DVC would warn, or take another program for them
+            RWLOCK.unlink()
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} (make reproduce) of {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        lock.write(f"process {os.getpid()} ({command}) of {time.strftime('%Y-%m-%d %H:%M:%S')}")
         lock.flush()
         yield
 
@@ -53,10 +60,11 @@ def only_run():
 def dvc_holder():
     """The living DVC process that holds DVC's lock, as "process 12 (dvc repro) of TIME"; None without one."""
     try:
-        entries = json.loads(Path(".dvc/tmp/rwlock").read_text() or "{}")
+        modes = json.loads(RWLOCK.read_text() or "{}")
     except (OSError, ValueError):
         return None
-    holders = [one for entry in entries.values() for one in [entry.get("write"), *entry.get("read", [])] if one]
+    # {"write": {path: process}, "read": {path: [process, ...]}}
+    holders = [*modes.get("write", {}).values(), *(each for many in modes.get("read", {}).values() for each in many)]
     for holder in holders:
         try:
             process = psutil.Process(holder["pid"])
@@ -188,10 +196,17 @@ def run_stages(profile, minutes, targets=None):
 def describe_failure(stage, log, error):
     """What failed and where it says so; the end of its log goes to stderr first."""
     if not stage:
-        return f"DVC: {error}"
+        return f"DVC: {' '.join(str(error).split())}"
     lines = log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:] if log.exists() else []
     print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)
-    return f"stage {stage} failed; its log: {log}; mend it and run the same again, what is finished is kept"
+    # DVC says "exited with -9" where the kernel ended the stage.
+    killed = f" ({exit_words(-signal.SIGKILL)})" if re.search(r"exited with (-9|137)\b", full_message(error)) else ""
+    return f"stage {stage} failed{killed}; its log: {log}; mend it and run the same again, what is finished is kept"
+
+
+def full_message(error):
+    """The messages of an error and of what caused it."""
+    return f"{error} {full_message(error.__cause__)}" if error.__cause__ else str(error)
 
 
 def summary_lines():

@@ -129,7 +129,13 @@ def gpu_clocks(seen):
     """A card that was slowed by heat or by its supply measured its cooling; its own power limit belongs to it."""
     if seen["gpu_slowed"] is None:
         return "unknown", "no NVIDIA GPU"
-    speed = f"{seen['gpu_sm_mhz']:.0f} MHz, {seen['gpu_watts']:.0f} W, at most {seen['gpu_celsius_max']} °C"
+    clock, watts, celsius = (seen[name] for name in ("gpu_sm_mhz", "gpu_watts", "gpu_celsius_max"))
+    speed = f"{figure(clock, '.0f')} MHz, {figure(watts, '.0f')} W, at most {figure(celsius, '')} °C"
     if seen["gpu_slowed"]:
         return "fail", f"{', '.join(seen['gpu_slowed'])}; {speed}"
-    return "pass", f"{speed}; at its power limit in {seen['gpu_capped']:.0%} of the samples"
+    return "pass", f"{speed}; at its power limit in {figure(seen['gpu_capped'], '.0%')} of the samples"
+
+
+def figure(value, form):
+    """A figure of a reason; "unknown" where the driver did not tell it."""
+    return "unknown" if value is None else format(value, form)

@@ -23,7 +23,15 @@ def gpus():
 
     memory_mib is None where the GPU shares the machine's memory: nvidia-smi says [N/A] there (GB10).
     """
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    return [
+        {"name": name, "memory_mib": int(memory) if memory.isdigit() else None, "driver": driver}
+        for name, memory, driver in query_gpus("name,memory.total,driver_version")
+    ]
+
+
+def query_gpus(fields):
+    """nvidia-smi's fields of each GPU that CUDA programs of this shell see; an empty list where it does not answer."""
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown == "":
         return []
@@ -31,23 +39,15 @@ def gpus():
         query.append(f"--id={shown}")
     try:
         lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (FileNotFoundError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError):
         return []
     rows = [[part.strip() for part in line.split(",")] for line in lines]
-    return [
-        {"name": name, "memory_mib": int(memory) if memory.isdigit() else None, "driver": driver}
-        for name, memory, driver in rows
-    ]
+    return [row for row in rows if len(row) == fields.count(",") + 1]
 
 
 def architecture():
-    """The architecture of the GPUs here as "sm_90"; None without one. UserError where they differ."""
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return None
-    kinds = sorted(set(lines))
+    """The architecture of those GPUs as "sm_90"; None without one. UserError where they differ."""
+    kinds = sorted({kind for (kind,) in query_gpus("compute_cap")})
     if len(kinds) > 1:
         raise UserError(f"GPUs of different kinds ({', '.join(kinds)}): choose some with CUDA_VISIBLE_DEVICES")
     return f"sm_{kinds[0].replace('.', '')}" if kinds else None

@@ -10,9 +10,10 @@ import re
 import shutil
 import statistics
 import time
+from contextlib import suppress
 
 from lib.core.gpu import gpu_mib
-from lib.serving.process import session
+from lib.serving.process import attempt, session
 from lib.serving.servers import URL, Vllm, exposition
 from lib.streaming.http import Request, post
 from lib.streaming.load import in_template, load
@@ -65,12 +66,20 @@ def memory(process):
     """MiB that the server's processes hold (no figure where they run in a container) and the GPUs in all, and for how
     many tokens there is room for keys and values: on a GPU vLLM takes its share at the start, and what adapters take of
     it is missing there."""
+    in_container = process.args[1].startswith("docker:")
+    resident = None if in_container else attempt(resident_mib, process)
+    return {"resident_mib": resident, "gpu_mib": gpu_mib(), "kv_tokens": kv_tokens(exposition(Vllm))}
+
+
+def resident_mib(process):
+    """MiB that a program's living processes hold."""
     import psutil
 
-    resident = sum(psutil.Process(pid).memory_info().rss for pid in session(process)) / 2**20
-    in_container = process.args[1].startswith("docker:")
-    room = kv_tokens(exposition(Vllm))
-    return {"resident_mib": None if in_container else resident, "gpu_mib": gpu_mib(), "kv_tokens": room}
+    total = 0
+    for pid in session(process):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            total += psutil.Process(pid).memory_info().rss
+    return total / 2**20
 
 
 def kv_tokens(text):

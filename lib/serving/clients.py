@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.core.stage import UserError, flags, read_json
+from lib.core.web import open_url
 
 STATISTICS = ("avg", "p50", "p90", "p95", "p99")
 TIMES = ("ttft_ms", "tpot_ms", "itl_ms", "request_latency_ms")
@@ -235,7 +236,7 @@ def warm_up(load):
             f"{load.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request) as response:
+            with open_url(request) as response:
                 response.read()
         except OSError as error:
             raise UserError(f"{load.url}: the server did not answer while it was warmed up: {error}") from None

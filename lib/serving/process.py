@@ -9,15 +9,15 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from contextlib import contextmanager, suppress
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 
 import psutil
 
+from lib.core.parent import die_with_parent, exit_words
 from lib.core.stage import UserError
+from lib.core.web import UNANSWERED, open_url
 from lib.serving.servers import SHARED_MEMORY
 
 LOG_LINES = 15  # of a log, shown when its program fails
@@ -30,9 +30,9 @@ ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 def is_ready(url):
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with open_url(url, timeout=2) as response:
             return response.status == 200
-    except (OSError, HTTPException):  # refused, reset, timed out, answered with an error or with half a line
+    except UNANSWERED:
         return False
 
 
@@ -63,7 +63,12 @@ def started(command, log):
     try:
         with open(log, "ab") as sink:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),  # until its guard is there
             )
         guard = guarding(process)
         yield process
@@ -148,7 +153,7 @@ def leaving_no_trace(server):
             for compiled in attempt(list, folder.rglob("__pycache__")) or []:
                 shutil.rmtree(compiled, ignore_errors=True)
         for region in attempt(list, Path("/dev/shm").glob(f"{SHARED_MEMORY}*")) or []:
-            region.unlink(missing_ok=True)
+            attempt(region.unlink)
 
 
 def prepare(command):
@@ -175,7 +180,7 @@ def serving(server, command, log, seconds, key):
         try:
             while not is_ready(server.ready):
                 if process.poll() is not None:
-                    raise UserError(f"{name} stopped (exit code {process.returncode}) before it was ready")
+                    raise UserError(f"{name} stopped ({exit_words(process.returncode)}) before it was ready")
                 if time.monotonic() - begun > seconds:
                     raise UserError(f"{name} was not ready after {seconds} s ({key})")
                 time.sleep(0.5)
@@ -193,7 +198,8 @@ def run_client(name, command, log, server_process, seconds, key, watch=None):
     with started(command, log) as client:
         while client.poll() is None:
             if server_process and server_process.poll() is not None:
-                raise UserError(f"the server stopped (exit code {server_process.returncode}) while it was measured")
+                words = exit_words(server_process.returncode)
+                raise UserError(f"the server stopped ({words}) while it was measured")
             if time.monotonic() > deadline:
                 raise UserError(f"{name} took longer than {seconds} s ({key}); its output: {log}")
             if watch:
@@ -202,7 +208,7 @@ def run_client(name, command, log, server_process, seconds, key, watch=None):
                 client.wait(0.2)
     if client.returncode:
         show_end(log)
-        raise UserError(f"{name} failed (exit code {client.returncode}); its output: {log}")
+        raise UserError(f"{name} failed ({exit_words(client.returncode)}); its output: {log}")
 
 
 def show_end(log):

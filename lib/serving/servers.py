@@ -3,12 +3,12 @@ The servers under test: how each is started, how genai-perf drives it, and what 
 """
 
 import json
-import urllib.request
+import math
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
 from lib.core.stage import UserError, flags, read_json, work_folder
+from lib.core.web import UNANSWERED, open_url
 
 URL = "http://127.0.0.1:8000"
 ADAPTERS = ("lora", "qlora")  # variants of the fine-tuning; the first is the one that RUN=...-lora asks for
@@ -240,16 +240,19 @@ SERVERS = {"triton": Triton, "vllm": Vllm, "trtllm": Trtllm}
 
 def answer(path):
     """The JSON that the running server answers a GET with."""
-    with urllib.request.urlopen(URL + path, timeout=10) as response:
-        return json.load(response)
+    try:
+        with open_url(URL + path, timeout=10) as response:
+            return json.load(response)
+    except UNANSWERED as error:
+        raise UserError(f"{URL}{path}: the server is ready and does not answer this: {error}") from None
 
 
 def exposition(server):
     """The server's own figures now, as Prometheus text; empty where it does not tell them."""
     try:
-        with urllib.request.urlopen(server.metrics, timeout=10) as response:
+        with open_url(server.metrics, timeout=10) as response:
             return response.read().decode(errors="replace")
-    except (OSError, HTTPException):
+    except UNANSWERED:
         return ""
 
 
@@ -261,7 +264,8 @@ def read_metrics(server, names):
 def sums(text, names):
     """Prometheus text -> our name -> the sum over all labels of the metric.
 
-    A metric that is not there is left out, and all are where the text is malformed: unknown in the validity checks.
+    A metric that is not there, or is no finite number, is left out, and all are where the text is malformed: unknown in
+    the validity checks.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -269,5 +273,9 @@ def sums(text, names):
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     except ValueError:
         return {}
-    found = {name: [each.value for each in samples if each.name == metric] for name, metric in names.items()}
-    return {name: sum(values) for name, values in found.items() if values}
+    # The parser adds _total to the name of a counter that lacks it.
+    found = {
+        name: [each.value for each in samples if each.name in (metric, f"{metric}_total")]
+        for name, metric in names.items()
+    }
+    return {name: sum(values) for name, values in found.items() if values and math.isfinite(sum(values))}

@@ -7,6 +7,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from lib.core.stage import UserError
+from lib.core.web import open_url
 
 SILENCE_SECONDS = 300  # without any answer, a server has failed
 
@@ -27,7 +28,7 @@ def post(url, body):
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
-        return urllib.request.urlopen(request, timeout=SILENCE_SECONDS)
+        return open_url(request, timeout=SILENCE_SECONDS)
     except urllib.error.HTTPError as error:
         said = " ".join(error.read().decode(errors="replace").split())
         raise UserError(f"{url}: {error.code} {said[:500]}") from None

@@ -6,6 +6,8 @@ context included), what torch allocated and reserved, and on a CPU the resident 
 import os
 import threading
 
+from lib.core.gpu import ask_driver
+
 MIB = 2**20
 
 
@@ -68,12 +70,12 @@ def gpu_reader():
         return None
     import pynvml
 
-    pynvml.nvmlInit()
+    ask_driver(pynvml.nvmlInit)
     # By its name: NVML counts every GPU of the machine, torch only those in CUDA_VISIBLE_DEVICES.
-    handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties().uuid}")
+    handle = ask_driver(pynvml.nvmlDeviceGetHandleByUUID, f"GPU-{torch.cuda.get_device_properties().uuid}")
 
     def read():
-        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        processes = ask_driver(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
         mine = [process for process in processes if process.pid == os.getpid()]
         # Inside a container the driver knows the process by another number: alone on the GPU it is the only one.
         if not mine and len(processes) == 1:

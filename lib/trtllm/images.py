@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from lib.core.parent import die_with_parent, exit_words
 from lib.core.stage import UserError, load_yaml, read_json, write_json
 
 WRITTEN_FOR = "data/written_for.yaml"
@@ -67,11 +68,12 @@ def in_image(image, command, log, name=None):
     begun, name = time.monotonic(), name or Path(command[command[0] == "python3"]).name
     print(f"{name}: its output goes to {log}", flush=True)
     with log.open("ab") as sink:
-        code = subprocess.run(["containers/run", image, *map(str, command)], stdout=sink, stderr=sink).returncode
+        words = ["containers/run", image, *map(str, command)]
+        code = subprocess.run(words, stdout=sink, stderr=sink, preexec_fn=die_with_parent()).returncode
     if code:
         lines = log.read_text(errors="replace").splitlines()[-15:]
         print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)
-        raise UserError(f"{name} failed (exit code {code}); its output: {log}")
+        raise UserError(f"{name} failed ({exit_words(code)}); its output: {log}")
     return round(time.monotonic() - begun, 1)
 
 

@@ -491,7 +491,7 @@ def test_every_module_that_make_runs_is_there():
 def test_every_dvc_command_that_make_runs_is_one():
     from dvc.cli import parse_args
 
-    commands = [words[words.index("dvc") + 1 :] for words in recipes() if "dvc" in words]
+    commands = [["repro", *words[words.index("tools.repro") + 1 :]] for words in recipes() if "tools.repro" in words]
     assert commands
     for words in commands:
         parse_args(words)  # exits on an option that dvc does not have

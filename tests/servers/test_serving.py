@@ -124,8 +124,8 @@ client.stop_stream(cancel_requests=True)
 @pytest.fixture(scope="module")
 def served(base_model, tmp_path_factory):
     """A copied tree with a float32 base model, two random adapters and the repository with them; the working folder."""
-    # A path with a space and brackets: Triton starts its Python stubs through an unquoted shell command.
     tree = copy_tree(tmp_path_factory.mktemp("serving") / "my tree (copy)")
+    make_own_environment(tree, "triton")
     results = tree / "results" / "embedded"
     shutil.copytree(base_model, results / "base_model")
     config = results / "base_model" / "model" / "config.json"
@@ -143,6 +143,21 @@ def served(base_model, tmp_path_factory):
     os.chdir(tree)
     yield tree
     os.chdir(here)
+
+
+def make_own_environment(tree, name):
+    """An environment at a path inside the copied tree, as a clone there would make it, of this checkout's packages."""
+    (tree / ".venvs").unlink()
+    own, made = tree / ".venvs" / name, (REPO / ".venvs" / name).resolve()
+    run_in(REPO, "containers/venv", name, check=True)
+    shutil.copytree(made / "bin", own / "bin", symlinks=True)
+    (own / "lib").symlink_to(made / "lib")
+    for file in ("pyvenv.cfg", "lock.sha256"):
+        shutil.copy2(made / file, own / file)
+    run_in(tree, f"containers/{name}/setup", own, check=True)
+    for other in made.parent.iterdir():
+        if other.is_dir() and other.name != name:
+            (tree / ".venvs" / other.name).symlink_to(other)
 
 
 def tree_of(tree, image, *words):
@@ -282,12 +297,16 @@ class TestTriton:
             ({"lora_task_id": 7}, "lora_task_id 7 is not loaded; there are: 1, 2 (0 or absent: the base model)"),
             ({"max_tokens": 4000}, "request_output_len 4000 are more than the 2048 tokens of a sequence"),
             ({"max_tokens": 0}, "request_output_len is 0; it must be at least 1"),
+            ({"text_input": ""}, "the prompt is empty; it needs at least one token"),
+            ({"end_id": 9_999_999}, "token 9999999 is none of the model's, which are 0 to "),
             ({"beam_width": 2}, "send one prompt a request, with beam width 1"),
             ({"stop_words": "Paris"}, "this stand-in engine has neither bad words nor stop words"),
         ],
     )
-    def test_what_the_stand_in_cannot_do_is_an_error_that_says_so(self, triton, inputs, message):
-        assert message in generate(PROMPTS[0], **inputs)["error"]
+    def test_what_the_stand_in_cannot_do_is_an_error_that_says_so(self, triton, expected, inputs, message):
+        inputs = {"text_input": PROMPTS[0], "max_tokens": TOKENS, "exclude_input_in_output": True, **inputs}
+        assert message in json.loads(post("/v2/models/ensemble/generate", **inputs))["error"]
+        assert generate(PROMPTS[1])["text_output"] == expected[0][1]  # the others go on
 
     def test_the_writeups_payload_is_accepted_as_it_stands(self, triton, expected):
         payload = {"text_input": PROMPTS[0], "max_tokens": TOKENS, "bad_words": "", "stop_words": "", "lora_task_id": 0}

@@ -6,6 +6,7 @@ it costs time at each step, as it does in TensorRT-LLM and in vLLM.
 """
 
 import copy
+import math
 import os
 import threading
 
@@ -76,6 +77,7 @@ class Engine:
         self.max_sequence_tokens = max_sequence_tokens
         self.listeners = {}  # (task, request id) -> [callback, tokens already delivered]
         base = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto", attn_implementation="sdpa")
+        self.vocabulary = base.config.vocab_size
         models = {BASE: base} | {task: with_adapter(base, folder) for task, folder in adapters.items()}
         self.managers = {task: batching(model, max_batch_size, max_sequence_tokens) for task, model in models.items()}
         for task in self.managers:
@@ -87,15 +89,7 @@ class Engine:
         if task not in self.managers:
             there = ", ".join(str(known) for known in self.managers if known != BASE) or "none"
             raise Refused(f"lora_task_id {task} is not loaded; there are: {there} (0 or absent: the base model)")
-        if not len(prompt):
-            raise Refused("the prompt is empty; it needs at least one token")
-        if max_tokens < 1:
-            raise Refused(f"request_output_len is {max_tokens}; it must be at least 1")
-        if len(prompt) + max_tokens > self.max_sequence_tokens:
-            raise Refused(
-                f"{len(prompt)} input tokens and request_output_len {max_tokens} are more than "
-                f"the {self.max_sequence_tokens} tokens of a sequence"
-            )
+        self._check(prompt, max_tokens, options)
         manager = self.managers[task]
         self.listeners[task, request_id] = [callback, 0]
         added = manager.add_request(
@@ -104,6 +98,22 @@ class Engine:
         if added is None:
             del self.listeners[task, request_id]
             raise Refused("the engine has stopped; its log says why")
+
+    def _check(self, prompt, max_tokens, options):
+        """Refuse what would end the engine's thread, and every other request with it."""
+        if not prompt:
+            raise Refused("the prompt is empty; it needs at least one token")
+        if unknown := [token for token in [*prompt, max(options["end_id"], 0)] if not 0 <= token < self.vocabulary]:
+            raise Refused(f"token {unknown[0]} is none of the model's, which are 0 to {self.vocabulary - 1}")
+        if max_tokens < 1:
+            raise Refused(f"request_output_len is {max_tokens}; it must be at least 1")
+        if len(prompt) + max_tokens > self.max_sequence_tokens:
+            raise Refused(
+                f"{len(prompt)} input tokens and request_output_len {max_tokens} are more than "
+                f"the {self.max_sequence_tokens} tokens of a sequence"
+            )
+        if wrong := [name for name in ("temperature", "top_p") if not math.isfinite(options[name])]:
+            raise Refused(f"{wrong[0]} is {options[wrong[0]]}; it must be a number")
 
     def cancel(self, request_id, task):
         if self.listeners.pop((task, request_id), None):

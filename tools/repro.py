@@ -1,0 +1,26 @@
+"""
+`dvc repro` for the other targets of make, one run of this checkout at a time: python -m tools.repro TARGET...
+"""
+
+import subprocess
+import sys
+
+from lib.core.parent import die_with_parent
+from lib.core.stage import run
+from tools.reproduce import only_run
+
+
+def reproduce(targets):
+    """Run the stages `targets` with what they depend on; exits as DVC does where that fails."""
+    with only_run(f"dvc repro {' '.join(targets)}"):
+        code = subprocess.run([sys.executable, "-m", "dvc", "repro", *targets], preexec_fn=die_with_parent()).returncode
+    if code:
+        sys.exit(code)
+
+
+def main():
+    reproduce(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    run(main)
