@@ -17,6 +17,7 @@ import dataclasses
 import itertools
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -162,6 +163,7 @@ def main():
         # A run that was interrupted has no wall time of its own: the time before the kill is not known.
         "wall_seconds": None if resumed else time.monotonic() - STARTED,
         "train_seconds": None if resumed else trained,
+        **cpu_seconds(resumed),
         "resumed_from_step": int(resumed.name.split("-")[1]) if resumed else None,
         **found,
         # The trainer counts tokens from zero when it goes on from a checkpoint.
@@ -178,6 +180,15 @@ def main():
     write_metrics(out / "metrics.json", metrics)
     write_json(out / "summary.json", {variant: in_short(metrics)})
     shutil.rmtree(work)
+
+
+def cpu_seconds(resumed):
+    """{user_seconds, system_seconds} of this process and its children, as `time` gives them; None for a resumed run."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        "user_seconds": None if resumed else own.ru_utime + children.ru_utime,
+        "system_seconds": None if resumed else own.ru_stime + children.ru_stime,
+    }
 
 
 def in_short(metrics):
