@@ -81,7 +81,8 @@ def judge(published, figures, compute=None):
     """{verdict, reason} of a published figure or conclusion against estimates; None where the bands do not decide.
 
     published: the figure, or None for a conclusion, which `compute` answers with true or false.
-    figures: {name: {value, low, high, bounded}}; a bounded one can only disagree, for its band is no calibration. compute: a function of {name: value}, the one figure itself if left out.
+    figures: {name: {value, low, high, bounded}}; a bounded one can only disagree, for its band is no calibration.
+    compute: a function of {name: value}, the one figure itself if left out.
     """
     compute = compute or (lambda values: next(iter(values.values())))
     corners = itertools.product(*[[(name, one["low"]), (name, one["high"])] for name, one in figures.items()])

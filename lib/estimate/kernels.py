@@ -49,7 +49,7 @@ def estimate_point(card, engine, config, formats, lengths, users, gpus=1):
 
 
 def add_up(card, engine, config, formats, lengths, users, gpus):
-    """The package's numbers of one point in steady state: each step reads one whole prompt beside the running answers."""
+    """The package's numbers of one point of one point; each mixed step reads one whole prompt beside the answers."""
     from aiconfigurator_core.sdk.backends.factory import get_backend
     from aiconfigurator_core.sdk.config import RuntimeConfig
 

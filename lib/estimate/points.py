@@ -19,8 +19,8 @@ BOUNDS = (("bf16", "bf16"), ("fp8", "fp8"))
 
 
 def calibrate(experiments, limits):
-    """(rows, bounded, skipped) of all measured vLLM points: beside their estimate, beside the bounds of a format without
-    kernels, and those that have neither, with the reason.
+    """(rows, bounded, skipped) of all measured vLLM points: beside their estimate, beside the bounds of a format
+    without kernels, and those that have neither, with the reason.
 
     experiments: {(run, experiment, server): points.json}; limits: {run: limits.json}.
     """
@@ -77,7 +77,7 @@ def beside_estimate(labels, data, point, formats):
 
 
 def beside_bounds(labels, data, point, limits):
-    """A measured point of a format without kernels: its numbers, the estimates in other formats and the card's limit."""
+    """A measured point of a format without kernels, the estimates in other formats, and the card's limit."""
     lengths, users, gpus = load_of(data, point)
     config = data["base_model"]["config"]
     return {
@@ -185,8 +185,8 @@ def bounded_point(labels, missing, entry, users, config, limits, bands):
     words = " and ".join("/".join(formats) for formats in BOUNDS)
     reasons = [
         missing,
-        f"bounded by the estimates in {words} (weights/KV cache) and by the card's own limit: 4 bits are taken to be no "
-        "slower than 16, as in all our int4 points",
+        f"bounded by the estimates in {words} (weights/KV cache) and by the card's own limit: 4 bits are taken to be "
+        "no slower than 16, as in all our int4 points",
         "the value is that of fp8/fp8, the nearest format with kernels",
         *band_reasons(entry["engine"]),
     ]

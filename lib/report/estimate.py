@@ -32,11 +32,11 @@ def summary(data):
     """What an estimate is, and how good."""
     ratios = [row["numbers"][RATE]["ratio"] for row in data["calibration"]["rows"]]
     return (
-        f"Estimated, not measured: {data['package']} adds up the time of kernels that NVIDIA measured on the card. On "
-        f"{len(ratios)} points of vLLM that we measured on an H200, measured over estimated tokens/s is {min(ratios):.2f} "
-        f"to {max(ratios):.2f}; that error makes the band. TensorRT-LLM itself was not measured here, and the time to the "
-        "first token is not estimated well enough for a verdict. A format without kernels (int4) is bounded by the "
-        "estimates in bf16 and FP8 and by the card's own limit, and such a bound can only disagree."
+        f"Estimated, not measured: {data['package']} adds up the time of kernels that NVIDIA measured on the card. "
+        f"On {len(ratios)} points of vLLM that we measured on an H200, measured over estimated tokens/s is "
+        f"{min(ratios):.2f} to {max(ratios):.2f}; that error makes the band. TensorRT-LLM itself was not measured "
+        "here, and the time to the first token is not estimated well enough for a verdict. A format without kernels "
+        "(int4) is bounded by the estimates in bf16 and FP8 and by the card's own limit, and such a bound can only disagree."
     )
 
 
@@ -111,14 +111,25 @@ def calibration(data):
     yield ("text", "Measured over estimated.")
     yield ("table", [*header, *NAMES.values(), "TTFT"], rows)
     yield ("text", "Bands: least and most of measured over estimated, with 1 always inside.")
-    yield ("table", ["weights", "load", "number", "points", "least", "most"], [
-        [band["weights_format"], band["load"], NAMES[band["number"]], str(band["points"]), *(f"{band[end]:.2f}" for end in ("low", "high"))]
-        for band in data["calibration"]["bands"]
-    ])  # fmt: skip
+    yield (
+        "table",
+        ["weights", "load", "number", "points", "least", "most"],
+        list(map(band_row, data["calibration"]["bands"])),
+    )
     inside = [number["inside"] for row in data["calibration"]["bounded"] for number in row["numbers"].values()]
     yield ("text", f"Our int4 points lie inside their bounds in {sum(inside)} of {len(inside)} numbers.")
     yield ("text", "TensorRT-LLM's own figures, whose number of concurrent requests is not published:")
-    yield ("table", ["card", "model", "published tokens/s", "estimated tokens/s by users", "source"], [
-        [point["card"], point["shape"], show(point[RATE]), ", ".join(f"{users}: {show(round(rate))}" for users, rate in point["estimated"].items() if rate), point["source"]]
-        for point in data["outside"]
-    ])  # fmt: skip
+    header = ["card", "model", "published tokens/s", "estimated tokens/s by users", "source"]
+    yield ("table", header, list(map(outside_row, data["outside"])))
+
+
+def band_row(band):
+    """A band's table row."""
+    ends = [f"{band[end]:.2f}" for end in ("low", "high")]
+    return [band["weights_format"], band["load"], NAMES[band["number"]], str(band["points"]), *ends]
+
+
+def outside_row(point):
+    """NVIDIA's figure and the estimates for several numbers of users."""
+    estimated = [f"{users}: {show(round(rate))}" for users, rate in point["estimated"].items() if rate]
+    return [point["card"], point["shape"], show(point[RATE]), ", ".join(estimated), point["source"]]

@@ -249,7 +249,7 @@ def verdicts(name, counts, order):
 def estimates(name, series):
     """Estimated tokens/s over users as hollow points with their band, published and measured figures filled.
 
-    series: [{label, estimated, points}]; a point has concurrency and tokens_per_second, an estimated one low and high too.
+    series: [{label, estimated, points}]; a point has concurrency and tokens_per_second, an estimated one low and high.
     """
     figure, (axes,) = new_figure(3.6 + 0.2 * len(series))
     levels = sorted({point["concurrency"] for entry in series for point in entry["points"]})

@@ -162,7 +162,8 @@ def test_a_point_without_a_band_is_said_to_be_uncalibrated():
 
 def test_the_package_gives_the_recorded_figures(recorded):
     done = run_in(
-        REPO, *"make --no-print-directory estimate CARD=h100_sxm MODEL=llama-2-7b FORMAT=bf16 USERS=1,16".split()
+        REPO,
+        *["make", "--no-print-directory", "estimate", "CARD=h100_sxm", "MODEL=llama-2-7b", "FORMAT=bf16", "USERS=1,16"],
     )
     assert done.returncode == 0, done.stderr
     rates = {point["id"]: f"{point[RATE]:,.0f}" for point in recorded["points"]}
