@@ -36,7 +36,7 @@ def summary(data):
         f"On {len(ratios)} points of vLLM that we measured on an H200, measured over estimated tokens/s is "
         f"{min(ratios):.2f} to {max(ratios):.2f}; that error makes the band. TensorRT-LLM itself was not measured "
         "here, and the time to the first token is not estimated well enough for a verdict. A format without kernels "
-        "(int4) is bounded by the estimates in bf16 and FP8 and by the card's own limit, and such a bound can only disagree."
+        "(int4) is bounded by the estimates in bf16 and FP8 and by the card's own limit; such a bound can only disagree."
     )
 
 

@@ -262,7 +262,7 @@ def estimates(name, series):
             ends = [[one[end] for one in entry["points"]] for end in ("low", "high")]
             axes.fill_between(users, *ends, color=colour, alpha=0.12, linewidth=0)
         else:
-            axes.plot(users, rates, "", linestyle="none", **style)
+            axes.plot(users, rates, linestyle="none", **style)
     axes.set(xlabel="concurrent requests", title="output tokens/s, all users")
     axes.grid(alpha=0.25)
     concurrency_axis(axes, levels)
