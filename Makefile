@@ -1,5 +1,5 @@
 # Names for people. What depends on what stands in dvc.yaml.
-.PHONY: help reproduce doctor profile report chat serve experiments bench streaming multilora client-accuracy speedups quickstart-vllm quickstart-trtllm publish test check lock
+.PHONY: help reproduce doctor profile report chat serve experiments bench streaming multilora client-accuracy speedups quickstart-vllm quickstart-trtllm estimate publish test check lock
 TOOLS = containers/run venv:tools
 
 help:       ## this list
@@ -33,6 +33,8 @@ quickstart-vllm: ## 2 minutes: the vLLM guide's examples: one prompt, a list, th
 quickstart-trtllm: ## a minute or two: the Llama 2 quick start: build, run, serve, curl; without TensorRT-LLM its stand-in answers
 	@$(TOOLS) python -m tools.repro repository@base
 	@$(TOOLS) python -m tools.quickstart_trtllm
+estimate:   ## seconds, no GPU: what should a card give? CARD=a100_sxm MODEL=llama-2-7b FORMAT=bf16 USERS=1,16,64; ENGINE=trtllm|vllm
+	@exec $(TOOLS) python -m tools.estimate $(CARD) $(MODEL) $(FORMAT) $(USERS) $(ENGINE)
 publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?

@@ -16,6 +16,7 @@ from lib.core.stage import read_json, read_params, results, run, write_json
 from lib.report import (
     answers,
     client_accuracy,
+    estimate,
     kv_cache,
     limits,
     memory,
@@ -47,6 +48,7 @@ def blocks_of(ledger, summary):
         *answers.style(ledger),
         *serving.serving(summary),
         *limits.limits(ledger),
+        *estimate.estimates(ledger, triton_points(summary)),
         *streaming_and_adapters.streaming(ledger),
         *streaming_and_adapters.multilora(ledger),
         *speedups.speedups(ledger, claims),
@@ -54,6 +56,16 @@ def blocks_of(ledger, summary):
         *client_accuracy.client_accuracy(ledger),
         *whole_ledger(ledger),
         *how_to(ledger),
+    ]
+
+
+def triton_points(summary):
+    """[(users, tokens/s)] that the writeup prints for Triton."""
+    points = summary["published"]["points"]
+    return [
+        (point["concurrency"], point["numbers"][0])
+        for point in points
+        if point["server"].startswith("Triton") and point["numbers"][0]
     ]
 
 

@@ -101,6 +101,7 @@ def main():
     print(f"profile {profile}:")
     for fine, line in found:
         print(f"  { ({True: 'ok', False: 'MISSING', None: 'note'}[fine]):8}{line}")
+    print("What another card should give: `make estimate CARD=a100_sxm MODEL=llama-2-7b FORMAT=bf16 USERS=1,16,64`")
     if any(fine is False for fine, _ in found):
         sys.exit(1)
 

@@ -145,6 +145,7 @@ def read_table(table, file):
                 "value": value,
                 "unit": printed["unit"],
                 "measure": cell_measure(table, printed, column),
+                "estimate": printed.get("estimate") if column in (None, "avg") else None,
                 "note": printed.get("note"),
                 "table": {field: table[field] for field in ("id", "users", "limit")},
             }

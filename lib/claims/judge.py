@@ -5,15 +5,23 @@ import dataclasses
 from lib.claims.format import published, show
 from lib.claims.kinds import CARD, CONTRADICTED, CPU, MEASURED, OTHER_CARD, UNANSWERED, rank
 from lib.claims.runs import arms, as_list, facts_of, lookup, matches, optional, run_facts
+from lib.estimate.calibration import judge as judge_band
 
 # The stages of studies/dvc.yaml.
-STUDIES = ("streaming", "multilora", "client_accuracy", "speedups", "kv_cache")
+STUDIES = ("streaming", "multilora", "client_accuracy", "speedups", "kv_cache", "estimate")
 
 # Arithmetic on published figures must agree up to their rounding.
 ARITHMETIC_TOLERANCE = 0.005
 
 # What is computed without running a model, by the folder of its file.
 COMPUTED = {"vram": "predicted", "kv_cache": "computed"}
+
+# An estimate's verdict by the tolerance, where it has no calibrated band.
+ESTIMATED = {
+    "reproduced": "estimate agrees",
+    "direction only": "estimate agrees",
+    "not reproduced": "estimate disagrees",
+}
 
 
 def collect_facts(stated, run_wide):
@@ -250,17 +258,36 @@ def estimate_outcomes(claim, tolerance, all_runs):
     if claim.estimate is None:
         return []
     asked = dataclasses.replace(claim, measure=claim.estimate, estimate=None, requires={}, elsewhere=None)
-    outcomes = [outcome(asked, name, folder, "", tolerance) for name, folder in all_runs.items()]
-    words = {
-        "reproduced": "estimate agrees",
-        "direction only": "estimate agrees",
-        "not reproduced": "estimate disagrees",
-    }
-    return [
-        {**one, "verdict": words[one["verdict"]], "evidence": "estimated"}
-        for one in outcomes
-        if one["verdict"] in words
+    outcomes = [estimate_outcome(asked, name, folder, tolerance) for name, folder in all_runs.items()]
+    return [{**one, "evidence": "estimated"} for one in outcomes if one]
+
+
+def estimate_outcome(asked, name, folder, tolerance):
+    """The outcome of one run's estimate: by its calibrated band, by the tolerance where it has none; None without."""
+    one = outcome(asked, name, folder, "", tolerance)
+    if one["verdict"] not in ESTIMATED:
+        return None
+    figures = {figure: band_of(folder, where) for figure, where in asked.figures.items()}
+    if not all(figures.values()):
+        return {**one, "verdict": ESTIMATED[one["verdict"]]}
+    judged = judge_band(asked.value, figures, lambda values: compute(asked.formula, values))
+    return judged and {**one, **judged, "reason": f"{judged['reason']}; {'; '.join(reasons_of(folder, asked))}"}
+
+
+def band_of(folder, where):
+    """{value, low, high, bounded} of an estimated number; None where it has no band."""
+    key, _, number = where["key"].rpartition(".")
+    point = lookup(optional(folder / where["file"]), key) if key else None
+    ends = (point or {}).get("band", {}).get(number)
+    return ends and {"value": point[number], **ends, "bounded": point["bounded"]}
+
+
+def reasons_of(folder, asked):
+    """What the estimates that a claim reads were made from, and what is missing in them."""
+    points = [
+        lookup(optional(folder / where["file"]), where["key"].rpartition(".")[0]) for where in asked.figures.values()
     ]
+    return dict.fromkeys(reason for point in points for reason in [f"kernels of {point['kernels']}", *point["reasons"]])
 
 
 def opinion_outcomes(claim):

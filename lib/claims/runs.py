@@ -9,8 +9,8 @@ from pathlib import Path
 from lib.core.stage import read_json
 
 OWN_RUN = "this checkout"
-# Folders that `make report` writes from references alone: they make no run.
-RENDERED = ("bench_vllm_vs_trtllm", "claims", "report", "serving_summary")
+# Folders that come from references alone: they make no run.
+RENDERED = ("bench_vllm_vs_trtllm", "claims", "estimate", "report", "serving_summary")
 
 
 def runs(own):

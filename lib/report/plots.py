@@ -244,3 +244,28 @@ def verdicts(name, counts, order):
     axes.set(xlabel="% of its claims", xlim=(0, 100))
     figure.legend(loc="outside lower center", ncols=2)
     return drawn(figure, name, counts=counts)
+
+
+def estimates(name, series):
+    """Estimated tokens/s over users as hollow points with their band, published and measured figures filled.
+
+    series: [{label, estimated, points}]; a point has concurrency and tokens_per_second, an estimated one low and high.
+    """
+    figure, (axes,) = new_figure(3.6 + 0.2 * len(series))
+    levels = sorted({point["concurrency"] for entry in series for point in entry["points"]})
+    for number, entry in enumerate(series):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        users, rates = zip(*[(one["concurrency"], one["tokens_per_second"]) for one in entry["points"]], strict=True)
+        style = {"color": colour, "marker": marker, "markersize": 6, "label": entry["label"]}
+        if entry["estimated"]:
+            axes.plot(users, rates, ":", markerfacecolor="none", **style)
+            ends = [[one[end] for one in entry["points"]] for end in ("low", "high")]
+            axes.fill_between(users, *ends, color=colour, alpha=0.12, linewidth=0)
+        else:
+            axes.plot(users, rates, linestyle="none", **style)
+    axes.set(xlabel="concurrent requests", title="output tokens/s, all users")
+    axes.grid(alpha=0.25)
+    concurrency_axis(axes, levels)
+    decades(axes, "y")
+    legend(figure, [axes])
+    return drawn(figure, name, series=series)

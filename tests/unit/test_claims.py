@@ -359,7 +359,11 @@ def test_at_most_a_tenth_is_unanswered_and_each_names_a_command(monkeypatch):
 def test_the_published_tables_agree_with_themselves_and_the_card(monkeypatch):
     settled = {claim["id"]: claim for claim in settle_all(monkeypatch)}
     cells = [claim for claim in settled.values() if claim["table"]]
-    assert {claim["verdict"] for claim in cells} == {"consistent"} and len(cells) == 90
+    own = [one["verdict"] for claim in cells for one in claim["outcomes"] if one["run"] == "its own figures"]
+    assert own == ["consistent"] * 90 and len(cells) == 90
+    # The estimate ranks above it: two users would get more from TensorRT-LLM's kernels than the table has.
+    others = {claim["id"]: claim["verdict"] for claim in cells if claim["verdict"] != "consistent"}
+    assert others == {"stream-c2-throughput": "estimate disagrees"}
     assert "the card's own limit for this load: 171.29 beside" in settled["stream-c1-throughput"]["reason"]
     assert settled["five-vllm-seconds"]["verdict"] == "inconsistent"
     assert "five-sample-tokens and five-vllm" in settled["five-vllm-seconds"]["reason"]
