@@ -160,9 +160,14 @@ def prepare(command):
     """Make a program's environment before its time is taken: its first use may download gigabytes."""
     if command[0] != "containers/run" or command[1] in PREPARED:
         return
-    done = subprocess.run(
-        ["containers/run", command[1], "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    reference, _, packages = command[1].removeprefix("docker://").partition("+")
+    fetch = ["containers/run", command[1], "true"]
+    if command[1].startswith("docker://"):
+        fetch = ["bash", "-c", 'docker image inspect "$0" >/dev/null 2>&1 || docker pull --quiet "$0"', reference]
+    done = subprocess.run(fetch, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if packages and not done.returncode:
+        fetch = ["containers/venv", packages.partition("@")[0]]
+        done = subprocess.run(fetch, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"{command[1]} cannot be started: {last}")

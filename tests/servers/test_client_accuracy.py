@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import REPO
-from test_clients import FOLDERS, LOAD, RECORDED, recorded
+from tests.unit.test_clients import FOLDERS, LOAD, RECORDED, recorded
 
 from lib.client_accuracy.truth import COMPARED, counted, judged, known, lateness, wrong
 from lib.core.stage import UserError

@@ -391,7 +391,7 @@ def test_an_arm_is_a_patch_of_the_parameters(p):
 def test_a_wrong_arm_says_what_to_mend(p, variant, arms, says):
     with pytest.raises(UserError) as error:
         with_arm(replace(p, arms=arms), variant)
-    assert str(error.value).startswith("params.yaml: ") and says in str(error.value)
+    assert str(error.value).startswith(("params.yaml: ", "experiments.yaml: ")) and says in str(error.value)
 
 
 def test_an_integer_does_for_a_float_in_an_arm_too(p):

@@ -43,6 +43,7 @@ def test_numbers_and_tables_are_published_with_what_made_them_and_weights_never(
         "base_model/metrics.json",
         "bench/base/vllm/points.json",
         "dvc.lock",
+        "experiments.yaml",
         "finetune/lora/metrics.json",
         "finetune/lora/steps.csv",
         "machine/machine.json",

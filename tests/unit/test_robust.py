@@ -87,7 +87,7 @@ def lock_of(process, mode):
 def test_a_living_dvc_is_named_in_one_line(tmp_path, monkeypatch, program, mode):
     monkeypatch.chdir(tmp_path)
     running = program("bash", "-c", "exec -a dvc sleep 60")
-    assert wait_for(lambda: psutil.Process(running.pid).cmdline()[0] == "dvc")
+    assert wait_for(lambda: psutil.Process(running.pid).cmdline()[:1] == ["dvc"])
     lock_of(running, mode)
     with (
         pytest.raises(UserError, match=rf"process {running.pid} \(/bin/dvc repro\) of 20.* holds this checkout"),
