@@ -16,4 +16,5 @@ def open_url(request, data=None, timeout=300):
     """urllib's urlopen, without a proxy for this machine."""
     url = request if isinstance(request, str) else request.full_url
     is_local = urllib.parse.urlsplit(url).hostname in LOOPBACK
-    return (DIRECT.open if is_local else urllib.request.urlopen)(request, data, timeout)
+    opener = DIRECT if is_local else urllib.request.build_opener()  # anew: urlopen keeps the proxies of its first call
+    return opener.open(request, data, timeout)
