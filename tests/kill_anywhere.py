@@ -47,7 +47,7 @@ SHORTER = {
     "bench": {"experiments": {"lora": "lora"}, "concurrency": [1, 2]},
     "dataset": {"validation_rows": 1},
     "finetune": {"eval_steps": 1},
-    "style": {"prompts": 1, "bootstrap_samples": 20},
+    "style": {"prompts": 1, "bootstrap_samples": 100},
     "vram": {"shapes": []},
 }
 

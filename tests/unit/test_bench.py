@@ -21,6 +21,7 @@ from lib.bench import metrics
 from lib.bench.experiments import Bench, Clock, Point, coarse_to_fine, seconds_of, visits, with_experiment
 from lib.bench.sweep import key, sweep
 from lib.bench.validity import certificate, steady
+from lib.core.parent import exit_words
 from lib.core.stage import UserError, write_json
 from lib.serving import process as serving_process
 from lib.serving import servers
@@ -687,7 +688,7 @@ def test_a_taken_port_stops_the_sweep_before_the_server_starts(bench):
 
 def test_a_sweep_whose_server_is_killed_goes_on_at_the_missing_point(bench):
     done = bench(client="kills the server 4")
-    assert error_of(done) .startswith("error: the server stopped (exit code -9: killed; ")
+    assert error_of(done) == f"error: the server stopped ({exit_words(-9)}) while it was measured"
     assert "1 of 3 points are finished and kept in .work/embedded/bench-base-" in done.stderr
     assert not results_of(bench.tree).exists() and left_over(bench.tree) == []
 
