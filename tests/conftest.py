@@ -268,7 +268,7 @@ class ByFile(LoadScopeScheduling):
 
 # A word of a reason for which a test is skipped, and the command that enables it.
 ENABLE = {
-    "not installed": "apt-get install docker.io docker-registry skopeo",
+    "not installed": "apt-get install docker.io docker-registry skopeo runc",
     "needs root": "run as root with CAP_SYS_ADMIN, in a virtual machine for instance",
     "no git checkout": "git clone instead of an archive",
 }

@@ -1,6 +1,7 @@
 """Small inputs and surroundings that people stumbled over elsewhere, one test a kind."""
 
 import os
+import shutil
 import subprocess
 import threading
 from functools import partial
@@ -65,8 +66,36 @@ def test_the_callers_settings_do_not_enter(tree, image):
 
 def test_a_locale_that_is_not_utf_8_reads_the_files(tree):
     code = "from lib.core.stage import load_yaml; print(load_yaml('params.yaml')['speedups']['prompt'])"
-    shown = inside(tree, "venv:tools", "python", "-c", code, LC_ALL="en_US.ISO-8859-1", PYTHONUTF8=None)
-    assert "今日は" in shown
+    # ASCII everywhere, without a locale to install: Python's own ways back to UTF-8 are off.
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert "今日は" in inside(tree, "venv:tools", "python", "-c", code, **ascii_only)
+
+
+def ci_calls(tmp_path, programs):
+    """What .ci/run calls as root on a machine that has these programs and no others of those it installs."""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(REPO / ".ci/run", tmp_path / ".ci/run")
+    for name in ("apt-get", "make", *programs):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> "{tmp_path}/calls"\n')
+    (tmp_path / "id").write_text("#!/bin/sh\necho 0\n")
+    for name in ("apt-get", "make", "id", *programs):
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname"))
+    subprocess.run([shutil.which("bash"), tmp_path / ".ci/run"], env={"PATH": str(tmp_path)}, check=True)
+    return (tmp_path / "calls").read_text().splitlines()
+
+
+DOCKER_PROGRAMS = ["dockerd", "docker", "docker-registry", "skopeo", "runc"]
+
+
+def test_ci_installs_nothing_that_is_there(tmp_path):
+    assert ci_calls(tmp_path, DOCKER_PROGRAMS) == ["make test"]
+
+
+@pytest.mark.parametrize("lacking", DOCKER_PROGRAMS)
+def test_ci_installs_a_single_missing_program(tmp_path, lacking):
+    calls = ci_calls(tmp_path, [name for name in DOCKER_PROGRAMS if name != lacking])
+    assert [call.split()[:2] for call in calls] == [["apt-get", "update"], ["apt-get", "install"], ["make", "test"]]
 
 
 def test_scripts_keep_their_line_ends_on_windows():
