@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lib.claims.runs import optional
 from lib.core.provenance import installed, write_metrics
-from lib.core.stage import load_yaml, read_json, results, run
+from lib.core.stage import UserError, load_yaml, read_json, results, run
 from lib.estimate.calibration import make_bands
 from lib.estimate.kernels import NotEstimated, describe, estimate_point
 from lib.estimate.points import CARDS, calibrate, check_bounds, published_points
@@ -70,7 +70,17 @@ def explain_gap(gap, points):
     }
 
 
+def check_package():
+    """UserError where this is not the environment that has the kernel data."""
+    if installed(PACKAGE) is None:
+        raise UserError(
+            f"estimate needs the package {PACKAGE}; run it in its own environment: "
+            "`containers/run venv:tools dvc repro studies/dvc.yaml:estimate`"
+        )
+
+
 def main():
+    check_package()
     asked = load_yaml("data/estimates.yaml")
     folders = {folder.name: folder for folder in sorted(Path("results/reference").glob("*/"))}
     limits = {name: optional(folder / "limits/limits.json") for name, folder in folders.items()}
