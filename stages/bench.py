@@ -11,8 +11,8 @@ out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json   one entry a load: 
 
 DVC deletes a stage's outputs before running it, so finished points are kept in
 .work/<profile>/bench-EXPERIMENT-<fingerprint>/; an interrupted sweep resumes at the first missing point. BUDGET=30m in
-the environment stops after 30 minutes, at a point's end: the partial curve is written, the exit code is 75, and DVC does
-not record the stage; the next run resumes.
+the environment stops after 30 minutes, at a point's end: the partial curve is written, the exit code is 75, and DVC
+does not record the stage; the next run resumes.
 """
 
 import shutil

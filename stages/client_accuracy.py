@@ -1,10 +1,10 @@
 """
 How well the load clients measure: python -m stages.client_accuracy CLIENT_IMAGE VLLM_IMAGE AIPERF_IMAGE
 
-First against a server of known timing (stages/workers/mock_server.py), which keeps when it really wrote each token: what a
-client says beside what was so, the seconds that it takes beyond the load, and its CPU time. Then against vLLM with the
-base model: what the three say of the same server. Each part in the order A B C C B A, so that a machine that drifts
-does so for all of them, and two runs of one client show how far apart runs are that differ in nothing.
+First against a server of known timing (stages/workers/mock_server.py), which keeps when it really wrote each token:
+what a client says beside what was so, the seconds that it takes beyond the load, and its CPU time. Then against vLLM
+with the base model: what the three say of the same server. Each part in the order A B C C B A, so that a machine that
+drifts does so for all of them, and two runs of one client show how far apart runs are that differ in nothing.
 
 in:   results/<profile>/machine/machine.json, results/<profile>/base_model
 out:  results/<profile>/client_accuracy/client_accuracy.json    every run, and whose ITL is whose (CONVERSION)

@@ -28,7 +28,8 @@ TEMPLATES = Path("containers/triton/model_repository")
 SKELETON = "/app/all_models/inflight_batcher_llm"
 FILL_TEMPLATE = "/app/tools/fill_template.py"
 LOCK = Path("containers/triton/requirements.txt")
-# What engine.weights makes, by its name in lib/analysis/roofline.py; ModelOpt's AWQ has a scale and no zero for 128 weights.
+# What engine.weights makes, by its name in lib/analysis/roofline.py; ModelOpt's AWQ has a scale and no zero for 128
+# weights.
 FORMATS = {"int4_awq": "int4-g128", "full": "bf16"}
 # Longer sequences than the base model was made for are refused; so are longer ones than this, for the sake of memory.
 MAX_SEQUENCE_TOKENS = 2048

@@ -58,7 +58,7 @@ def headlines_in(words, claims):
     for claim in (claim for claim in claims if claim["id"] in HEADLINES):
         figure, _, unit = claim["published"].partition(" ")
         shown = f"{figure} {words['units'].get(unit, unit)}".strip()
-        got = measured({**claim, "run": words["runs"].get(claim["run"], claim["run"])})
+        got = measured({**claim, "run": words["runs"].get(claim["run"], claim["run"])}, words["evidence"]["estimated"])
         verdict = words["verdicts"][claim["verdict"]] + otherwise(claim)
         rows.append([words["claims"][claim["id"]], shown, got, verdict, words["evidence"][claim["evidence"]]])
     return table(words["header"], ["---", "---:", "---:", "---", "---"], rows)

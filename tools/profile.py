@@ -39,7 +39,8 @@ def represent_float(representer, value):
 
 
 def as_node(value):
-    """A value as params.yaml writes it: lists and maps in one line, text in quotes where YAML 1.1 reads another type."""
+    """A value as params.yaml writes it: lists and maps in one line, text in quotes where YAML 1.1 reads another
+    type."""
     if isinstance(value, list | dict):
         node = CommentedSeq(map(as_node, value)) if isinstance(value, list) else CommentedMap()
         if isinstance(value, dict):

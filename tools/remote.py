@@ -15,7 +15,8 @@ ADDRESSES = {"triton": URL, "triton-stream": GRPC, "trtllm": URL, "vllm": URL}
 
 
 def connect(server, url, adapter, folder):
-    """The client of stages/workers/stream_client.py for this server; UserError where nothing answers, or it has no such adapter."""
+    """The client of stages/workers/stream_client.py for this server; UserError where nothing answers, or it has no
+    such adapter."""
     if server not in ADDRESSES:
         raise UserError(f"SERVER is {server}; use one of {', '.join(ADDRESSES)}")
     kind, url = server.partition("-")[0], (url or ADDRESSES[server]).rstrip("/")

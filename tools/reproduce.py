@@ -19,10 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import yaml
 
 from lib.core.parent import exit_words
-from lib.core.stage import UserError, load_yaml, read_json, results, run, write_json
+from lib.core.stage import UserError, load_yaml, parse_yaml, read_json, results, run, write_json
 from tools import preflight
 from tools.profile import check_name, plan_profile, write_profile
 
@@ -47,10 +46,8 @@ def only_run(command="make reproduce"):
             raise UserError(f"{lock.read() or 'another run'} holds this checkout; wait for it or stop it") from None
         if holder := dvc_holder():
             raise UserError(f"{holder} holds this checkout; wait for it or stop it")
-        if (
-            RWLOCK.exists()
-        ):  # its entries are of runs that were killed: DVC would warn, or take another program for them
-            RWLOCK.unlink()
+        # Its entries are of runs that were killed: DVC would warn, or take another program for them.
+        RWLOCK.unlink(missing_ok=True)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} ({command}) of {time.strftime('%Y-%m-%d %H:%M:%S')}")
         lock.flush()
@@ -72,7 +69,7 @@ def dvc_holder():
             if process.pid != os.getpid() and "dvc" in " ".join(process.cmdline()):
                 return f"process {process.pid} ({holder['cmd']}) of {since}"
         except psutil.Error:
-            continue  # left by a run that was killed: DVC removes it
+            continue  # left by a run that was killed
     return None
 
 
@@ -87,7 +84,7 @@ class Progress(logging.Handler):
         self.total, self.minutes, self.verbose = total, minutes, verbose
         self.logs, self.times = Path(".work") / profile / "logs", Path(".work") / profile / "stage_seconds.json"
         self.seconds = read_json(self.times) if self.times.exists() else {}
-        self.terminal = os.fdopen(os.dup(1), "w")
+        self.terminal, self.errors = os.fdopen(os.dup(1), "w"), os.dup(2)
         self.begun, self.place, self.unchanged = time.monotonic(), 0, 0
         self.names, self.stage, self.stage_begun, self.log = [], None, 0.0, None
         self.logs.mkdir(parents=True, exist_ok=True)
@@ -121,6 +118,13 @@ class Progress(logging.Handler):
         os.dup2(sink, 1)
         os.dup2(sink, 2)
         os.close(sink)
+
+    def show_output(self):
+        """Send what this process prints to where it went before redirect()."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(self.terminal.fileno(), 1)
+        os.dup2(self.errors, 2)
 
     def end_stage(self):
         """One line of the stage that has just ended."""
@@ -157,7 +161,7 @@ class Progress(logging.Handler):
                 print(f"\r\033[K{words}", end="", file=self.terminal, flush=True)
 
 
-def run_stages(profile, minutes, targets=None):
+def run_stages(profile, minutes):
     """Run what changed; UserError with the end of the log of a stage that fails."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -178,17 +182,15 @@ def run_stages(profile, minutes, targets=None):
         if not verbose and progress.terminal.isatty():
             threading.Thread(target=progress.show_last_line, args=[stop], daemon=True).start()
         try:
-            repo.reproduce(targets)
+            repo.reproduce()
+            progress.end_stage()
         except DvcException as error:
-            failed, progress.stage = progress.stage, None
-            raise UserError(describe_failure(failed, progress.log, error)) from None
+            progress.show_output()  # before anything is said of the failure
+            raise UserError(describe_failure(progress.stage, progress.log, error)) from None
         finally:
             stop.set()
             logger.removeHandler(progress)
-            if not verbose:
-                os.dup2(progress.terminal.fileno(), 1)
-                os.dup2(progress.terminal.fileno(), 2)
-        progress.end_stage()
+            progress.show_output()
     seconds = time.monotonic() - progress.begun
     print(f"{progress.total - progress.unchanged} of {progress.total} stages ran in {seconds:.0f} s", flush=True)
 
@@ -226,7 +228,7 @@ def main():
         if profile:
             check_name(profile)
             params, images, _ = plan_profile(profile)
-            preflight.check(yaml.safe_load(params), yaml.safe_load(images)["images"])
+            preflight.check(parse_yaml(params, "params.yaml"), parse_yaml(images, "containers/images.yaml")["images"])
             write_profile(profile)
         params = preflight.checked()
         preflight.check(params, load_yaml("containers/images.yaml")["images"], tell=True)

@@ -21,7 +21,8 @@ def every_input():
 
 
 def built(name, adapter):
-    """The server of lib/serving/servers.py, ready to be started; UserError names the command that makes what is missing."""
+    """The server of lib/serving/servers.py, ready to be started; UserError names the command that makes what is
+    missing."""
     if name not in SERVERS:
         raise UserError(f"SERVER is {name or 'missing'}; use one of {', '.join(SERVERS)}")
     server = SERVERS[name]("base" if adapter == "none" else "lora", every_input())

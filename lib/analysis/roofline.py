@@ -7,8 +7,8 @@ launches, sampling, the exchange between GPUs. What stays is read or computed by
 step, the keys and values attended to, two operations for each weight and token.
 
 Work is {weight_bytes, kv_bytes, flops, fp8_flops}; `flops` run in 16 bits, `fp8_flops` in the FP8 matrix units.
-Mixtures of experts: routing is taken as uniform. Random weights route almost so (stages/workers/random_weights.py), trained ones
-less: then fewer experts are read than is said here, and the bound is too low by that much.
+Mixtures of experts: routing is taken as uniform. Random weights route almost so (stages/workers/random_weights.py),
+trained ones less: then fewer experts are read than is said here, and the bound is too low by that much.
 """
 
 from lib.model.shapes import experts, head_size, parameters, windows

@@ -169,7 +169,8 @@ def with_interval(point, name):
 
 
 def compare_with_first(servers):
-    """Every other server divided by plain vLLM, or by the first, at each load that both have: {ratio, low, high, verdict} a number."""
+    """Every other server divided by plain vLLM, or by the first, at each load that both have: {ratio, low, high,
+    verdict} a number."""
     if not servers:
         return []
     first = "vllm" if "vllm" in servers else next(iter(servers))

@@ -1,6 +1,6 @@
 """
-What was so, beside what a load client says of it (stages/client_accuracy.py): what the mock server wrote down, or what vLLM
-counted, and whether that is the load that was asked for.
+What was so, beside what a load client says of it (stages/client_accuracy.py): what the mock server wrote down, or
+what vLLM counted, and whether that is the load that was asked for.
 """
 
 import hashlib

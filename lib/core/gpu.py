@@ -1,14 +1,15 @@
 """
 What the driver says of the NVIDIA GPUs: which there are, what they do, and who uses them.
 
-The list comes from nvidia-smi, which every machine with a driver has; figures under load come from NVML. A question that
-the driver does not answer gives None (unknown), never an exception.
+The list comes from nvidia-smi, which every machine with a driver has; figures under load come from NVML. A question
+that the driver does not answer gives None (unknown), never an exception.
 """
 
 import os
 import subprocess
 import time
 
+from lib.core.attempt import attempt
 from lib.core.stage import UserError
 
 # Bits of NVML's clock event reasons that mean that the card is slower than it could be, and why (nvml.h).
@@ -71,24 +72,16 @@ def gpu_handles():
         return []
 
 
-def ask_driver(question, *words):
-    """The driver's answer, or None."""
-    try:
-        return question(*words)
-    except Exception:  # NVMLError of many kinds, and what a lost GPU makes of ctypes
-        return None
-
-
 def gpu_sample(handle):
     """{watts, sm_mhz, celsius, slowed, capped} of one GPU now; None where the driver does not tell."""
     import pynvml
 
-    watts = ask_driver(pynvml.nvmlDeviceGetPowerUsage, handle)
-    reasons = ask_driver(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    watts = attempt(pynvml.nvmlDeviceGetPowerUsage, handle)
+    reasons = attempt(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
     return {
         "watts": None if watts is None else watts / 1000,
-        "sm_mhz": ask_driver(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
-        "celsius": ask_driver(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        "sm_mhz": attempt(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        "celsius": attempt(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         "slowed": None if reasons is None else [name for bit, name in SLOWED.items() if reasons & bit],
         "capped": None if reasons is None else bool(reasons & POWER_CAP),
     }
@@ -101,7 +94,7 @@ def gpu_mib():
         return None
     import pynvml
 
-    used = [ask_driver(pynvml.nvmlDeviceGetMemoryInfo, handle) for handle in handles]
+    used = [attempt(pynvml.nvmlDeviceGetMemoryInfo, handle) for handle in handles]
     return None if None in used else sum(each.used for each in used) / 2**20
 
 
@@ -120,5 +113,5 @@ def gpu_processes():
         return None
     import pynvml
 
-    running = [ask_driver(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) for handle in handles]
+    running = [attempt(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) for handle in handles]
     return None if None in running else [each.pid for processes in running for each in processes]

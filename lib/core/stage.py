@@ -73,18 +73,21 @@ def load_yaml(path):
 
     params.yaml comes with the sections of experiments.yaml beside it, where there is one; its own keys win.
     """
-    data, beside = parse_yaml(path), Path(path).with_name("experiments.yaml")
-    if Path(path).name == "params.yaml" and beside.exists():
-        for section, values in parse_yaml(beside).items():
-            data[section] = {**values, **data.get(section, {})}
-    return data
-
-
-def parse_yaml(path):
     try:
-        return yaml.load(Path(path).read_text(), Loader)
+        return parse_yaml(Path(path).read_text(), path)
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
+
+
+def parse_yaml(text, path):
+    """The data of a YAML text that stands, or is to stand, at a path; see load_yaml."""
+    beside = Path(path).with_name("experiments.yaml")
+    try:
+        data = yaml.load(text, Loader)
+        if Path(path).name == "params.yaml" and beside.exists():
+            for section, values in load_yaml(beside).items():
+                data[section] = {**values, **data.get(section, {})}
+        return data
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}:" if mark else ""
@@ -126,7 +129,9 @@ def fingerprint(settings, files=()):
     """16 hex digits that change when `settings` (JSON data) or the content of a file does."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in files:
-        digest.update(Path(path).read_bytes())
+        with Path(path).open("rb") as file:  # in pieces: a model's weights are gigabytes
+            while piece := file.read(2**20):
+                digest.update(piece)
     return digest.hexdigest()[:16]
 
 

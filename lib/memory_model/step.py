@@ -1,8 +1,8 @@
 """
-A rehearsal of fine-tuning without a GPU: a training step's operations on tensors without numbers (lib/memory_model/tensors.py), in
-the order and with the lifetimes that they have in transformers 4.57 (modeling_llama.py), peft 0.17 (tuners/lora),
-bitsandbytes 0.48, TRL 0.25 (SFTTrainer.compute_loss), accelerate 1.11 and liger 0.6 under bf16 autocast on CUDA.
-The real step's peak comes out, by what it is for.
+A rehearsal of fine-tuning without a GPU: a training step's operations on tensors without numbers
+(lib/memory_model/tensors.py), in the order and with the lifetimes that they have in transformers 4.57
+(modeling_llama.py), peft 0.17 (tuners/lora), bitsandbytes 0.48, TRL 0.25 (SFTTrainer.compute_loss), accelerate 1.11
+and liger 0.6 under bf16 autocast on CUDA. The real step's peak comes out, by what it is for.
 """
 
 from lib.memory_model.allocator import MIB

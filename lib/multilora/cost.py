@@ -12,8 +12,9 @@ import statistics
 import time
 from contextlib import suppress
 
+from lib.core.attempt import attempt
 from lib.core.gpu import gpu_mib
-from lib.serving.process import attempt, session
+from lib.serving.process import session
 from lib.serving.servers import URL, Vllm, exposition
 from lib.streaming.http import Request, post
 from lib.streaming.load import in_template, load

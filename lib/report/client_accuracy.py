@@ -1,6 +1,6 @@
 """
-The report's section on the load clients, as blocks (lib/report/page.py): how far each is off, what it costs, what three say
-of the same server, and how each client defines ITL (stage client_accuracy).
+The report's section on the load clients, as blocks (lib/report/page.py): how far each is off, what it costs, what
+three say of the same server, and how each client defines ITL (stage client_accuracy).
 """
 
 from pathlib import Path

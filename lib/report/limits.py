@@ -1,6 +1,6 @@
 """
-The report's section on what a machine allows, as blocks (lib/report/page.py): its measured limits beside the maker's, and
-the least that a step reads and the most tokens a second that follow, for each model, format and concurrency.
+The report's section on what a machine allows, as blocks (lib/report/page.py): its measured limits beside the maker's,
+and the least that a step reads and the most tokens a second that follow, for each model, format and concurrency.
 """
 
 from lib.analysis.machine_limit import most_bandwidth

@@ -1,6 +1,6 @@
 """
-The report's sections on memory and chat, as blocks (lib/report/page.py), each beside the published figures. A part that no
-run has says which command makes it.
+The report's sections on memory and chat, as blocks (lib/report/page.py), each beside the published figures. A part
+that no run has says which command makes it.
 """
 
 from lib.claims.format import show

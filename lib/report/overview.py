@@ -151,9 +151,12 @@ def whole_ledger(ledger):
             yield ("fold", f"{section}: {summary}", [("table", header, rows)])
 
 
-def measured(claim):
-    """The measured value and the run that it is from."""
-    return show(claim["measured"]) + (f" ({claim['run']})" if claim["measured"] is not None else "")
+def measured(claim, estimated="estimated"):
+    """The measured value and the run that it is from; an estimate is called one."""
+    if claim["measured"] is None:
+        return show(None)
+    word = f"{estimated} " if claim["evidence"] == "estimated" else ""
+    return f"{word}{show(claim['measured'])} ({claim['run']})"
 
 
 def why(claim):

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import psutil
 
+from lib.core.attempt import attempt
 from lib.core.gpu import gpu_handles, gpu_sample
 from lib.serving.servers import read_metrics
 
@@ -28,10 +29,10 @@ class Watch:
         self.last = now
         sample = {
             "seconds": now,
-            "client_cpu_seconds": unless_it_fails(lambda: cpu_seconds(client_processes())),
-            "server_cpu_seconds": unless_it_fails(lambda: cpu_seconds(self.server_processes())),
-            "all_cpu_seconds": unless_it_fails(busy_seconds),
-            **(unless_it_fails(lambda: read_metrics(self.server, self.server.gauges)) or {}),
+            "client_cpu_seconds": attempt(lambda: cpu_seconds(client_processes())),
+            "server_cpu_seconds": attempt(lambda: cpu_seconds(self.server_processes())),
+            "all_cpu_seconds": attempt(busy_seconds),
+            **(attempt(lambda: read_metrics(self.server, self.server.gauges)) or {}),
         }
         if self.gpus:
             sample["gpus"] = [gpu_sample(handle) for handle in self.gpus]
@@ -55,14 +56,6 @@ class Watch:
             **cores(samples),
             **gpu_summary([one["gpus"] for one in samples if "gpus" in one]),
         }
-
-
-def unless_it_fails(question):
-    """An observer's answer, or None (unknown) whatever it meets: looking never stops what is measured."""
-    try:
-        return question()
-    except Exception:
-        return None
 
 
 def busy_seconds():

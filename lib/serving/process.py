@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from lib.core.attempt import attempt
 from lib.core.parent import die_with_parent, exit_words
 from lib.core.stage import UserError
 from lib.core.web import UNANSWERED, open_url
@@ -121,14 +122,6 @@ def end(process, sign):
     for pid in attempt(session, process) or []:
         with suppress(OSError):
             os.kill(pid, sign)
-
-
-def attempt(question, *words):
-    """What an observer's question gives, or None when it fails: looking never stops a client or a clean-up."""
-    try:
-        return question(*words)
-    except Exception:  # whatever it meets: a process gone, a broken /proc, a driver that does not answer
-        return None
 
 
 def session(process):

@@ -1,6 +1,6 @@
 """
-What the studies streaming and multilora share: what they ask of stages/workers/stream_client.py, how a server's result begins, and
-what stands there of a server that is not measured.
+What the studies streaming and multilora share: what they ask of stages/workers/stream_client.py, how a server's
+result begins, and what stands there of a server that is not measured.
 """
 
 import shutil

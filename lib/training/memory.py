@@ -6,7 +6,7 @@ context included), what torch allocated and reserved, and on a CPU the resident 
 import os
 import threading
 
-from lib.core.gpu import ask_driver
+from lib.core.attempt import attempt
 
 MIB = 2**20
 
@@ -70,12 +70,12 @@ def gpu_reader():
         return None
     import pynvml
 
-    ask_driver(pynvml.nvmlInit)
+    attempt(pynvml.nvmlInit)
     # By its name: NVML counts every GPU of the machine, torch only those in CUDA_VISIBLE_DEVICES.
-    handle = ask_driver(pynvml.nvmlDeviceGetHandleByUUID, f"GPU-{torch.cuda.get_device_properties().uuid}")
+    handle = attempt(pynvml.nvmlDeviceGetHandleByUUID, f"GPU-{torch.cuda.get_device_properties().uuid}")
 
     def read():
-        processes = ask_driver(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+        processes = attempt(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
         mine = [process for process in processes if process.pid == os.getpid()]
         # Inside a container the driver knows the process by another number: alone on the GPU it is the only one.
         if not mine and len(processes) == 1:

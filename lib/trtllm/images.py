@@ -25,7 +25,8 @@ def record(image):
 
 
 def look(image):
-    """What stages/workers/inspect_image.py finds inside `image`, kept by its digest; UserError when it cannot be run there."""
+    """What stages/workers/inspect_image.py finds inside `image`, kept by its digest; UserError when it cannot be run
+    there."""
     if image.startswith("docker://") and record(image).exists():
         return read_json(record(image))
     command = ["containers/run", image, "python3", "stages/workers/inspect_image.py"]

@@ -1,5 +1,6 @@
 """
-What an image has inside, as JSON on stdout: python3 stages/workers/inspect_image.py, run in it, with its own Python alone.
+What an image has inside, as JSON on stdout: python3 stages/workers/inspect_image.py, run in it, with its own Python
+alone.
 
 versions of the packages that decide what is built, sha256 of the scripts that we call, the placeholders of every
 config.pbtxt of the skeleton, and the help text of trtllm-build. What is not there is null or left out.

@@ -1,6 +1,7 @@
 """
-A folder that vLLM serves, with a model of a known shape and random weights: python -m stages.workers.random_weights SHAPE FORMAT
-FOLDER SEED writes all of it (needs torch); SEED none leaves the weights out, for vLLM's own --load-format dummy.
+A folder that vLLM serves, with a model of a known shape and random weights: python -m stages.workers.random_weights
+SHAPE FORMAT FOLDER SEED writes all of it (needs torch); SEED none leaves the weights out, for vLLM's own
+--load-format dummy.
 
 Its vocabulary is words: token 17 is the text "w17". So whatever the model answers is as many tokens when it is
 tokenised again, and every token reaches the client the moment it is made, which random tokens of a real vocabulary do

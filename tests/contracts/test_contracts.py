@@ -117,7 +117,8 @@ PROFILES = ("weightless", "writeup")  # those whose vLLM is 0.11.0; the other ru
 
 @pytest.fixture(params=PROFILES)
 def parameters(request, tmp_path, monkeypatch):
-    """Bench, Multilora and ClientAccuracy of a profile, in a folder with two adapters and what every server is served from."""
+    """Bench, Multilora and ClientAccuracy of a profile, in a folder with two adapters and what every server is served
+    from."""
     params = load_yaml(REPO / "params.yaml")
     for section, keys in load_yaml(REPO / f"profiles/{request.param}.yaml").items():
         params[section] |= keys

@@ -1,4 +1,5 @@
-"""A machine that does something else meanwhile: hundreds of short processes a second beside a start, a load and a stop."""
+"""A machine that does something else meanwhile: hundreds of short processes a second beside a start, a load and a
+stop."""
 
 import os
 import signal

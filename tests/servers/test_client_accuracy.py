@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pytest
 from conftest import REPO
-from tests.unit.test_clients import FOLDERS, LOAD, RECORDED, recorded
 
 from lib.client_accuracy.truth import COMPARED, counted, judged, known, lateness, wrong
 from lib.core.stage import UserError
@@ -20,6 +19,7 @@ from lib.report.page import to_html, to_markdown
 from lib.serving.clients import CLIENTS, warm_up
 from lib.serving.process import is_ready
 from stages.client_accuracy import ClientAccuracy, make_prompts, order
+from tests.unit.test_clients import FOLDERS, LOAD, RECORDED, recorded
 
 # A vocabulary of words: every word of a prompt is one token, and a BOS stands before it, as Llama's does.
 WORDS = {

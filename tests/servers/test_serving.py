@@ -229,7 +229,8 @@ def complete(model, prompt, **options):
 
 
 def streamed(tree, *loads):
-    """What stages/workers/stream_client.py gives of PROMPTS, all in flight at once, for each (client, words, adapter)."""
+    """What stages/workers/stream_client.py gives of PROMPTS, all in flight at once, for each (client, words,
+    adapter)."""
     asked = [
         {
             "client": client,

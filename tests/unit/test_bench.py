@@ -234,8 +234,8 @@ def test_a_load_shorter_than_two_looks_leaves_the_cpu_unmeasured():
 def repeat(rate, valid=True, **more):
     reasons = [] if valid else ["2 of 8 requests failed"]
     return {"concurrency": 4, "input_tokens_asked": 64, "output_tokens_asked": 32, "arm": "corrected", "repeat": 1,
-            "rate": rate, "gpu_watts": None, "tokens_counted_by": "server", "valid": valid, "invalid_reasons": reasons, "checks": [],
-            **more}  # fmt: skip
+            "rate": rate, "gpu_watts": None, "tokens_counted_by": "server", "valid": valid, "invalid_reasons":
+            reasons, "checks": [], **more}  # fmt: skip
 
 
 def test_repeats_are_summed_up_as_medians_with_an_interval():

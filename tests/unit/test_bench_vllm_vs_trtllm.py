@@ -43,7 +43,8 @@ def ratios_of(experiments, percentile="p50"):
 
 @pytest.fixture
 def compared(tree):
-    """compared(change) runs both stages on the recorded runs; change(name, run) may alter them first. Gives the folder."""
+    """compared(change) runs both stages on the recorded runs; change(name, run) may alter them first. Gives the
+    folder."""
     folder = tree / "results" / "embedded" / "bench"
 
     def stage(change=None):

@@ -3,14 +3,12 @@
 import os
 import shutil
 import subprocess
-import threading
 from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from conftest import REPO, run_in, variables
 
-from lib.core.stage import UserError, load_yaml, read_params
+from lib.core.stage import UserError, load_yaml
 from lib.core.work import work_dir
 from lib.serving.process import prepare
 from lib.training.checks import check, check_answers
@@ -29,27 +27,6 @@ def inside(tree, image, *words, **environment):
     return subprocess.run(
         ["containers/run", image, *words], cwd=tree, env=env, capture_output=True, text=True, check=True
     ).stdout
-
-
-class Answer(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"here")
-
-    def log_message(self, *_):
-        pass
-
-
-def test_a_local_server_is_asked_behind_a_proxy(tree):
-    server = HTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{server.server_port}').read())"
-    dead = "http://127.0.0.1:9"
-    proxies = {"http_proxy": dead, "HTTP_PROXY": dead, "https_proxy": dead, "no_proxy": None, "NO_PROXY": "example.org"}
-    assert inside(tree, "venv:tools", "python", "-c", code, **proxies) == "b'here'\n"
-    server.shutdown()
-    assert "127.0.0.1,localhost,example.org" in inside(tree, "host:", "env", **proxies)
 
 
 @pytest.mark.parametrize("image", ["host:", "venv:tools"])
@@ -229,8 +206,3 @@ def test_two_stages_never_share_a_work_folder(tmp_path, monkeypatch):
     again = partial(subprocess.run, ["python3", "-c", code], capture_output=True, text=True, cwd=tmp_path)
     done = again(env={**os.environ, "PYTHONPATH": f"{REPO}:{':'.join(__import__('sys').path)}"})
     assert done.returncode and f"process {os.getpid()} works there; stop it first" in done.stderr
-
-
-def test_the_bounds_are_those_of_the_shipped_parameters():
-    for section in (Lora, Finetune, Dataset, Chat):
-        read_params(section, REPO / "params.yaml")

@@ -1,9 +1,9 @@
 """
 The load clients (lib/serving/clients.py), on what all three really wrote and sent.
 
-fixtures/clients/NAME holds one run of 8 requests at concurrency 1 against stages/workers/mock_server.py (TTFT 20 ms, ITL 5 ms,
-64 tokens in, 32 out): the client's summary, its command, and mock.json, what the server saw. Of the files only the path
-of the checkout was changed, to /repo.
+fixtures/clients/NAME holds one run of 8 requests at concurrency 1 against stages/workers/mock_server.py (TTFT 20 ms,
+ITL 5 ms, 64 tokens in, 32 out): the client's summary, its command, and mock.json, what the server saw. Of the files
+only the path of the checkout was changed, to /repo.
 """
 
 import json

@@ -1,4 +1,5 @@
-"""batches.py TASK.json SYSTEM...: what each system of stages/workers/generate_batches.py computes for the task's load, and the load."""
+"""batches.py TASK.json SYSTEM...: what each system of stages/workers/generate_batches.py computes for the task's
+load, and the load."""
 
 import json
 import sys

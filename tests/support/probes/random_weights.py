@@ -1,6 +1,7 @@
 """
-random_weights.py FOLDER: small models with random weights, as stages/workers/random_weights.py writes them: the bytes of each
-kind of tensor, the spread of packed weights, how many experts 16 requests use at a step, and with vLLM's dummy weights.
+random_weights.py FOLDER: small models with random weights, as stages/workers/random_weights.py writes them: the bytes
+of each kind of tensor, the spread of packed weights, how many experts 16 requests use at a step, and with vLLM's
+dummy weights.
 """
 
 import json

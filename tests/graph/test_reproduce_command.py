@@ -1,0 +1,66 @@
+"""make reproduce around the graph: what it refuses, what it says of a stage that fails, how little a run prints."""
+
+import re
+
+import pytest
+from conftest import copy_tree, run_in
+
+# Two stages in the place of the graph, and the verdicts that the last lines read.
+GRAPH = """\
+stages:
+  first:
+    cmd: echo "much chatter"; mkdir -p results/embedded/claims results/embedded/report; touch first
+    outs: [first]
+  second:
+    cmd: sh second.sh
+    deps: [first, second.sh]
+"""
+CLAIMS = 'echo \'{"counts": {"reproduced": 2}}\' > results/embedded/claims/claims.json\n'
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the project under git and DVC, with those two stages."""
+    tree = copy_tree(tmp_path_factory.mktemp("reproduce") / "tree")
+    (tree / "dvc.yaml").write_text(GRAPH)
+    (tree / "dvc.lock").unlink()
+    (tree / "studies/dvc.yaml").unlink()
+    (tree / "studies/dvc.lock").unlink()
+    run_in(tree, "git", "init", "--quiet", check=True)
+    return tree
+
+
+def reproduce(tree, *words, **environment):
+    return run_in(tree, "make", "--no-print-directory", "reproduce", *words, environment=environment)
+
+
+@pytest.mark.parametrize("profile", ["writeup", "weightless"])
+def test_a_refused_profile_changes_nothing(tree, profile):
+    files = [tree / "params.yaml", tree / "containers/images.yaml"]
+    before = [file.read_bytes() for file in files]
+    done = reproduce(tree, f"PROFILE={profile}")
+    assert done.returncode and f"error: profile {profile} cannot run here" in done.stderr
+    assert "Traceback" not in done.stderr and [file.read_bytes() for file in files] == before
+
+
+def test_a_failed_stage_shows_the_end_of_its_log(tree):
+    (tree / "second.sh").write_text('echo "error: no luck"\nexit 1\n')
+    done = reproduce(tree)
+    assert done.returncode and "Traceback" not in done.stderr
+    assert "error: no luck" in done.stderr
+    assert "stage second failed; its log: .work/embedded/logs/second.log; mend it and run" in done.stderr
+
+
+def test_a_run_prints_a_line_a_stage(tree):
+    (tree / "second.sh").write_text(CLAIMS)
+    done = reproduce(tree)
+    assert done.returncode == 0, done.stderr
+    assert "chatter" not in done.stdout + done.stderr
+    assert re.search(r"(?m)^\[ 2 of 2\] second +\d+ s$", done.stdout)
+    assert done.stdout.splitlines()[-3:-1] == ["verdicts: 2 reproduced", "report: results/embedded/report/index.html"]
+
+
+def test_verbose_shows_all(tree):
+    (tree / "second.sh").write_text(CLAIMS + "echo all of it\n")
+    done = reproduce(tree, VERBOSE="1")
+    assert done.returncode == 0 and "all of it" in done.stdout
