@@ -32,7 +32,7 @@ def engine():
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="engine") as name, docker_engine.engine(Path(name)) as started:
         programs = double_image(Path(name) / "double")
-        for program in ("sh", "cp", "rm", "env"):
+        for program in ("sh", "bash", "cp", "rm", "env"):
             programs[shutil.which(program)] = f"bin/{program}"
         host = started.reference.removeprefix("docker://").split("/")[0]
         names = [f"{host}/{one}" for one in NAMES.values()]

@@ -229,14 +229,14 @@ def fake_docker(tmp_path, monkeypatch):
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "docker").write_text(
-        '#!/bin/sh\n[ "$1" = info ] && exit "${ENGINE:-0}"\n'
+        '#!/bin/sh\n[ "$1" = info ] && exit "${ENGINE:-0}"\n[ "$1" = run ] || exit 0\n'
         f'printf "%s\\0" "$@" > {tmp_path}/words\nenv > {tmp_path}/env\nexit 7\n'
     )
     (folder / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
     for program in folder.iterdir():
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    for name in ("HF_TOKEN", "NGC_API_KEY", "REPO_LOCK"):
+    for name in ("HF_TOKEN", "NGC_API_KEY", "REPO_LOCK", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("REPO_LOOKING", "1")  # what an image's first use does is tested with a real engine
     return folder
@@ -249,8 +249,10 @@ def noted(tmp_path):
 def test_docker_gets_exactly_this_command(tree, tmp_path, fake_docker):
     done = run_in(tree, "containers/run", IMAGE, "python", "-m", "stages.finetune", "two words")
     assert (done.returncode, done.stderr) == (7, "")
-    assert noted(tmp_path) == [
-        "run", "--rm", "--init",
+    words = noted(tmp_path)
+    assert words.pop(4).startswith("qlora-to-triton-")
+    assert words == [
+        "run", "--rm", "--init", "--name",
         "--ipc", "host", "--network", "host",
         "--ulimit", "memlock=-1", "--ulimit", "stack=67108864",
         "--user", f"{os.getuid()}:{os.getgid()}", "--env", f"HOME={tree}/.cache/home",
@@ -258,7 +260,8 @@ def test_docker_gets_exactly_this_command(tree, tmp_path, fake_docker):
         "--volume", f"{tree}:{tree}", "--workdir", str(tree),
         "--env", "REPO_IMAGE", "--env", "REPO_COMMIT", "--env", "REPO_DIRTY", "--env", "PYTHONUTF8=1",
         "--env", "NO_PROXY", "--env", "no_proxy",
-        "--entrypoint", "", f"example.org/team/image:1.0@{DIGEST}", "python", "-m", "stages.finetune", "two words",
+        "--entrypoint", "", f"example.org/team/image:1.0@{DIGEST}",
+        "bash", "-c", 'exec "$@"', "bash", "python", "-m", "stages.finetune", "two words",
     ]  # fmt: skip
 
 
@@ -276,7 +279,7 @@ def test_packages_that_lie_on_an_image_come_before_its_own_and_their_lock_is_sai
     assert given == [
         "--volume", f"{packages}:{packages}", "--env", f"PYTHONPATH={packages}", "--env", f"REPO_LOCK={digest}",
     ]  # fmt: skip
-    assert words[-2:] == [IMAGE.removeprefix("docker://"), "true"]
+    assert words[-6:] == [IMAGE.removeprefix("docker://"), "bash", "-c", 'exec "$@"', "bash", "true"]
     done = run_in(bare, "containers/run", f"{IMAGE}+top@0123456789ab", "true")
     assert done.returncode == 2 and "the lock of top is another than docker://example.org" in done.stderr
 
@@ -284,7 +287,7 @@ def test_packages_that_lie_on_an_image_come_before_its_own_and_their_lock_is_sai
 def test_a_command_that_talks_gets_stdin_and_a_terminal_only_where_there_is_one(tree, tmp_path, fake_docker):
     talk = ["containers/run", "--terminal", IMAGE, "true"]
     run_in(tree, *talk)
-    assert noted(tmp_path)[:4] == ["run", "--rm", "--init", "--interactive"] and "--tty" not in noted(tmp_path)
+    assert noted(tmp_path)[5] == "--interactive" and "--tty" not in noted(tmp_path)
     for command, attached in (
         (talk, ["--interactive", "--tty"]),
         (["sh", "-c", f"{' '.join(talk)} > /dev/null"], ["--interactive"]),
@@ -294,7 +297,7 @@ def test_a_command_that_talks_gets_stdin_and_a_terminal_only_where_there_is_one(
         with Terminal(*command, cwd=tree, env=variables()) as terminal:
             assert terminal.process.wait(20) == 7
         words = noted(tmp_path)
-        assert words[3 : words.index("--ipc")] == attached
+        assert words[5 : words.index("--ipc")] == attached
 
 
 @pytest.mark.parametrize("image", ["host:", "venv:tools"])
@@ -306,11 +309,33 @@ def test_a_command_that_talks_has_the_terminal_without_a_container_too(tree, ima
         assert terminal.process.wait(20) == 0
 
 
-def test_a_machine_with_gpus_gives_all_of_them_to_the_container(tree, tmp_path, fake_docker):
-    (fake_docker / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H200 (UUID: GPU-0)'\n")
-    run_in(tree, "containers/run", IMAGE, "true")
+EIGHT_GPUS = """#!/bin/sh
+# A line at a time, as the tool asks each card: who has stopped reading ends it with SIGPIPE.
+for n in 0 1 2 3 4 5 6 7; do echo "GPU $n: NVIDIA H100 80GB HBM3 (UUID: GPU-$n)"; sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize(
+    "shown, given",
+    [
+        (None, ["--gpus", "all"]),
+        ("3", ["--gpus", '"device=3"']),
+        ("0,GPU-5", ["--gpus", '"device=0,GPU-5"']),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_a_container_gets_the_gpus_that_the_caller_sees(tree, tmp_path, fake_docker, shown, given):
+    (fake_docker / "nvidia-smi").write_text(EIGHT_GPUS)
+    run_in(tree, "containers/run", IMAGE, "true", environment={} if shown is None else {"CUDA_VISIBLE_DEVICES": shown})
     words = noted(tmp_path)
-    assert words[words.index("--gpus") + 1] == "all"
+    assert words[5 : words.index("--ipc")] == given
+
+
+def test_a_checkout_with_a_colon_in_its_path_is_one_line(tree, tmp_path, fake_docker):
+    moved = tree.rename(tmp_path / "attempt 2: again")
+    done = run_in(moved, "containers/run", IMAGE, "true")
+    assert done.returncode == 2 and "has a colon" in done.stderr and not (tmp_path / "words").exists()
 
 
 def test_a_secret_reaches_docker_by_name_and_never_stands_on_a_command_line(tree, tmp_path, fake_docker):
@@ -467,6 +492,20 @@ def test_a_command_that_talks_reads_a_pipe_to_its_end_in_the_container_too(engin
     given = "犬\n猫\n"
     done = subprocess.run(words, input=given, capture_output=True, text=True, **as_user(engine, owned, {}))
     assert (done.returncode, done.stdout) == (0, given), done.stderr
+
+
+def test_a_container_goes_with_its_killed_client(engine, owned):
+    words = ["containers/run", engine.reference, "sleep", "64"]
+    process = subprocess.Popen(words, **as_user(engine, owned, {}))
+    docker_engine.wait_until(lambda: engine.docker("ps", "--quiet") != "", owned)
+    process.kill()
+    process.wait()
+    docker_engine.wait_until(lambda: engine.docker("ps", "--all", "--quiet") == "", owned)
+
+
+def test_a_command_has_what_bash_sets_in_its_image(engine, owned):
+    done = docker_run(engine, owned, "sh", "-c", "echo $LD_LIBRARY_PATH")
+    assert done.stdout == "/usr/local/tensorrt/lib\n", done.stderr
 
 
 def test_a_command_without_a_signal_handler_ends_too(engine, owned):

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
-PROGRAMS = ("sh", "id", "cat", "ls", "sleep", "touch", "env")
+TENSORRT = "/usr/local/tensorrt/lib"
+PROGRAMS = ("sh", "bash", "id", "cat", "ls", "sleep", "touch", "env")
 
 # Where root may not raise limits (a virtual machine or container without CAP_SYS_RESOURCE), no engine can set
 # `--ulimit memlock=-1`. This runtime leaves that one limit out and is runc in all else.
@@ -144,8 +145,12 @@ def push_image(made, root, name, programs, *others):
         for word in subprocess.run(["ldd", program], capture_output=True, text=True).stdout.split():
             if word.startswith("/"):
                 copy_into(root, word, word.lstrip("/"))
+    # As NVIDIA's images: where TensorRT's libraries lie is set by bash alone.
+    (root / "etc").mkdir(parents=True, exist_ok=True)
+    (root / "etc/shinit").write_text(f"export LD_LIBRARY_PATH={TENSORRT}\n")
     tar = subprocess.run(["tar", "-C", root, "-c", "."], check=True, stdout=subprocess.PIPE).stdout
-    words = ["docker", "import", "--change", 'ENTRYPOINT ["/bin/sh", "-c", "exit 99"]', "-", name]
+    changes = ['ENTRYPOINT ["/bin/sh", "-c", "exit 99"]', "ENV BASH_ENV=/etc/shinit"]
+    words = ["docker", "import", *(word for change in changes for word in ("--change", change)), "-", name]
     subprocess.run(words, env={**os.environ, "DOCKER_HOST": made.host}, input=tar, check=True, stdout=subprocess.PIPE)
     for other in (name, *others):
         made.docker("tag", name, other)

@@ -337,7 +337,15 @@ def host_doubles(folder):
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
+def check_libraries():
+    """As the real tools in their images, which load TensorRT as they start: bash sets where it lies, no other shell."""
+    in_image = Path(__file__).is_relative_to("/opt/doubles")
+    if in_image and "/usr/local/tensorrt/lib" not in os.environ.get("LD_LIBRARY_PATH", ""):
+        sys.exit("ImportError: libnvinfer.so.10: cannot open shared object file: No such file or directory")
+
+
 def main():
+    check_libraries()
     program, *words = sys.argv[1:]
     if program == "trtllm-build" and words == ["--help"]:
         print("\n".join(Contract(program).data["flags"]))
