@@ -12,6 +12,7 @@ from lib.core.stage import UserError, patched, read_json
 from lib.serving.servers import OURS, SERVERS
 
 ENDPOINTS = ("completions", "chat")
+LOAD_CLIENTS = ("genai-perf", "vllm bench serve")
 PROMPTS = ("unique", "synthetic")
 BUDGET_ENDED = "the budget ended after"  # begins the reason for points that a later run can still measure
 FIXED = ("experiments", "definitions", "configurations", "client_arms")  # no patch changes these
@@ -28,7 +29,9 @@ class Bench:
     lengths: list
     concurrency: list
     repeats: int
+    together: bool
     arms: list
+    client: str
     requests_per_stream: int
     min_requests: int
     warmup_requests: int
@@ -49,7 +52,7 @@ class Bench:
         for name in ("repeats", "requests_per_stream", "min_requests"):
             if getattr(self, name) < 1:
                 raise UserError(f"params.yaml: bench.{name} is {getattr(self, name)}; use 1 or more")
-        for name, known in (("endpoint", ENDPOINTS), ("prompts", PROMPTS)):
+        for name, known in (("endpoint", ENDPOINTS), ("prompts", PROMPTS), ("client", LOAD_CLIENTS)):
             if getattr(self, name) not in known:
                 raise UserError(f"params.yaml: bench.{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
         for name, words in {"server_options": self.server_options, **self.configurations}.items():
@@ -57,6 +60,8 @@ class Bench:
                 raise UserError(f"params.yaml: bench.{name} has {wrong[0]!r}; write it as text, in quotes")
         for name in self.servers:
             self.options(name)
+        if self.together and (other := [name for name in self.servers if not name.startswith("vllm")]):
+            raise UserError(f"params.yaml: bench.together needs a port for each server; {other[0]} has fixed ports")
         if self.model not in OURS and not re.fullmatch(r"[\w.-]+:[\w.-]+", self.model):
             raise UserError(f"params.yaml: bench.model is {self.model!r}; use base, lora, or SHAPE:FORMAT")
         for name, adapters in self.experiments.items():
@@ -71,7 +76,10 @@ class Bench:
 
     def server(self, name, inputs):
         """(server, its further words) of SERVER or SERVER-CONFIGURATION, such as vllm-fp8."""
-        return SERVERS[name.partition("-")[0]](self.model, inputs), self.options(name)
+        server = SERVERS[name.partition("-")[0]](self.model, inputs)
+        if self.together:
+            server.port += self.servers.index(name)
+        return server, self.options(name)
 
     def options(self, name):
         """The further words of a server's command line; UserError for a name that is not known."""

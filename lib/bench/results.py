@@ -51,15 +51,16 @@ def write_csv(path, repeats):
          "checks": ", ".join(f"{check['check']} {check['verdict']}" for check in one["checks"])}
         for one in repeats
     ]  # fmt: skip
+    columns = [name for row in rows for name in row]  # clients differ in what they tell
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["concurrency"])
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(columns)) or ["concurrency"])
         writer.writeheader()
         writer.writerows(rows)
 
 
 def what_was_asked(name, p, inputs, server_name, images):
     """The part of points.json that is known before anything runs."""
-    settings = ("lengths", "repeats", "arms", "requests_per_stream", "min_requests", "warmup_requests", "endpoint",
+    settings = ("lengths", "repeats", "together", "arms", "client", "requests_per_stream", "min_requests", "warmup_requests", "endpoint",
                 "prompts", "pinned", "seed")  # fmt: skip
     return {
         "experiment": name,

@@ -19,9 +19,9 @@ from lib.core.gpu import other_gpu_processes
 from lib.core.graph import dependencies
 from lib.core.stage import UserError, fingerprint, read_json, write_json
 from lib.core.work import work_dir
-from lib.serving.clients import client_command
+from lib.serving.clients import Load, RandomBench, client_command, prompts_file, warm_up
 from lib.serving.monitor import Watch
-from lib.serving.process import run_client, serving, session
+from lib.serving.process import launched, run_client, serving, session, wait_until_ready
 from lib.serving.servers import read_metrics
 
 CUT_SHORT = 75  # exit code of a sweep that BUDGET ended: EX_TEMPFAIL, run it again
@@ -35,16 +35,22 @@ def key(p, name, images):
     return fingerprint([params, images], dependencies(f"bench@{name}"))
 
 
-def measure(p, server, point, client_image, process, strangers, work):
-    """One point: genai-perf, its numbers, the server's own counts, the certificate; in points/ when it is whole."""
+def measure(p, server, point, images, process, strangers, work):
+    """One point: the client, its numbers, the server's own counts, the certificate; in points/ when it is whole."""
     p = p.with_arm(point.arm)
     path, raw = work / "points" / f"{point}.json", work / "raw" / str(point)
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
     watch, before = Watch(server, partial(session, process)), read_metrics(server, server.counters)
-    command = ["containers/run", client_image, *client_command(p, server, point, work)]
+    read, latencies, image = metrics.read_point, metrics.latencies, images["client"]
+    words = client_command(p, server, point, work)
+    if p.client == "vllm bench serve":
+        client, load = RandomBench(), random_load(p, server, point, work)
+        words, image, read, latencies = client.command(load), images["vllm"], client.read, client.latencies
+        warm_up(load)
     log = work / f"client-{point}.log"
-    run_client("genai-perf", command, log, process, p.point_seconds, "bench.point_seconds", watch)
+    command = ["containers/run", image, *words]
+    run_client(p.client, command, log, process, p.point_seconds, "bench.point_seconds", watch)
     after = read_metrics(server, server.counters)
     counted = {name: after[name] - before[name] for name in before.keys() & after.keys()}
     asked = {
@@ -52,8 +58,9 @@ def measure(p, server, point, client_image, process, strangers, work):
         "warmup": p.warmup(point.concurrency),
         **{name: getattr(point, name) for name in ("concurrency", "input_tokens", "output_tokens")},
     }
-    read, seen = metrics.read_point(raw), watch.summary()
-    checks = certificate(read, asked, counted, seen, strangers, metrics.latencies(raw))
+    read, seen = read(raw), watch.summary()
+    beside = len(p.servers) - 1 if p.together else 0
+    checks = certificate(read, asked, counted, seen, strangers, latencies(raw), beside)
     found = {
         "concurrency": point.concurrency,
         "input_tokens_asked": point.input_tokens,
@@ -72,6 +79,23 @@ def measure(p, server, point, client_image, process, strangers, work):
     }
     write_json(path, found)
     return found
+
+
+def random_load(p, server, point, work):
+    """A point as `vllm bench serve` takes it."""
+    return Load(
+        url=server.url,
+        model=server.client(p, point.output_tokens)["model"],
+        concurrency=point.concurrency,
+        requests=p.requests(point.concurrency),
+        warmup=p.warmup(point.concurrency),
+        input_tokens=point.input_tokens,
+        output_tokens=point.output_tokens,
+        prompts=prompts_file(work, point.input_tokens),
+        tokenizer=server.inputs.served_model(p.model),
+        seed=p.seed,
+        folder=work / "raw" / str(point),
+    )
 
 
 def refused_tries(path):
@@ -103,16 +127,28 @@ def sweep(name, p, inputs, images, work):
     print(f"{name}: {count} of {total} points to measure{about(clock.left(left))}", flush=True)
     if left:
         make_inputs(p, inputs, images, work)
+    with ExitStack() as together:
+        strangers = other_gpu_processes() if p.together else None
+        running = start_together(name, p, inputs, left, images, work, clock, together) if p.together else {}
+        measure_groups(name, p, inputs, images, work, clock, left, deadline, running, strangers)
+
+
+def measure_groups(name, p, inputs, images, work, clock, left, deadline, running, strangers):
+    """The points of [(server, points)], group by group; running: {name: (server, process)} of those that run already,
+    before which `strangers` were on the GPU."""
     while left and time.monotonic() < deadline:
         server_name, group = left[0]
-        strangers = other_gpu_processes()
         with ExitStack() as stack:
-            server, process = start(name, p, inputs, server_name, images, work, clock, stack)
+            if server_name in running:
+                server, process = running[server_name]
+            else:
+                strangers = other_gpu_processes()
+                server, process = start(name, p, inputs, server_name, images, work, clock, stack)
             for point in tries(group, work, strangers):
                 if time.monotonic() > deadline:
                     break
                 begun = time.monotonic()
-                found = measure(p, server, point, images["client"], process, strangers, work)
+                found = measure(p, server, point, images, process, strangers, work)
                 clock.seconds["points"][key_of(point)] = time.monotonic() - begun
                 write_json(clock.path, clock.seconds)
                 rest = [(server_name, [one for one in group if not finished(work, one)]), *left[1:]]
@@ -136,20 +172,48 @@ def about(seconds):
 
 def start(name, p, inputs, server_name, images, work, clock, stack):
     """(server, process) of a server that is ready; what it is and how it was started goes to servers/."""
-    server, options = p.server(server_name, inputs)
-    image = images[server_name.partition("-")[0]]
-    command = ["containers/run", image, *server.command(options)]
-    print(f"{name}: starting {server_name} in {image}", flush=True)
+    server, command = server_command(name, p, inputs, server_name, images)
     starting = serving(server, command, work / f"{server_name}.log", p.ready_seconds, "bench.ready_seconds")
     process, ready = stack.enter_context(starting)
+    note_start(name, p, server, server_name, command, ready, work, clock)
+    return server, process
+
+
+def start_together(name, p, inputs, left, images, work, clock, stack):
+    """{name: (server, process)} of the servers that still have points, started at once, on ports of their own.
+
+    They share the GPU's memory and are loaded one at a time: the settings of one server can be compared in many short
+    turns without a start for each.
+    """
+    running, commands = {}, {}
+    for server_name in dict.fromkeys(server_name for server_name, _ in left):
+        server, commands[server_name] = server_command(name, p, inputs, server_name, images)
+        log = work / f"{server_name}.log"
+        running[server_name] = server, stack.enter_context(launched(server, commands[server_name], log))
+    begun = time.monotonic()
+    for server_name, (server, process) in running.items():
+        wait_until_ready(server, process, p.ready_seconds, "bench.ready_seconds")
+        note_start(name, p, server, server_name, commands[server_name], time.monotonic() - begun, work, clock)
+    return running
+
+
+def server_command(name, p, inputs, server_name, images):
+    """(server, the command that starts it)."""
+    server, options = p.server(server_name, inputs)
+    image = images[server_name.partition("-")[0]]
+    print(f"{name}: starting {server_name} in {image}", flush=True)
+    return server, ["containers/run", image, *server.command(options)]
+
+
+def note_start(name, p, server, server_name, command, ready, work, clock):
+    """Writes to servers/ what a server is, how it was started, and after how many seconds it was ready."""
     engine, is_stand_in = server.engine()
-    weights, cache = server.formats(options)
+    weights, cache = server.formats(p.options(server_name))
     facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "weights_format": weights, "kv_format": cache}
     told = {"server_ready_seconds": round(ready, 1), "server_command": command}
     write_json(work / "servers" / f"{server_name}.json", facts | told)
     clock.seconds["ready"][server_name] = ready
     print(f"{name}: {engine} is ready after {ready:.0f} s", flush=True)
-    return server, process
 
 
 def measured(out, name, asked, inputs, images):

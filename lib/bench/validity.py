@@ -16,13 +16,14 @@ DRIFT, DRIFT_REQUESTS = 0.25, 12
 CORES_SHARE = 0.5
 
 
-def certificate(point, asked, counted, seen, strangers, latencies):
+def certificate(point, asked, counted, seen, strangers, latencies, beside=0):
     """[{check, verdict, reason}] of one point; verdict is "pass", "fail" or "unknown".
 
     point: what the client measured; asked: {requests, warmup, concurrency, input_tokens, output_tokens}; counted: the
     server's own counts during the load, warm-up included, with missing ones left out; seen: Watch.summary();
     strangers: processes on the GPU before the server started, None where that cannot be known; latencies: seconds of
-    every request in the order of sending, None where the client did not keep them.
+    every request in the order of sending, None where the client did not keep them; beside: other servers of the
+    experiment that share the GPU and have no load.
     """
     return [
         {"check": name, "verdict": verdict, "reason": reason}
@@ -36,7 +37,7 @@ def certificate(point, asked, counted, seen, strangers, latencies):
             "concurrency": concurrency(point, asked["concurrency"]),
             "client": share("the client", seen["client_cores"]),
             "other programs": share("other programs", seen["other_cores"]),
-            "GPU alone": gpu_alone(strangers),
+            "GPU alone": gpu_alone(strangers, beside),
             "GPU clocks": gpu_clocks(seen),
         }.items()
     ]
@@ -118,11 +119,13 @@ def share(who, cores):
     return "fail" if cores > CORES_SHARE * machine else "pass", f"{who} used {cores:.2f} of {machine} cores"
 
 
-def gpu_alone(strangers):
+def gpu_alone(strangers, beside):
     if strangers is None:
         return "unknown", "no NVIDIA GPU"
     numbers = ", ".join(map(str, strangers))
-    return ("fail", f"processes {numbers} were on the GPU before") if strangers else ("pass", "nothing was on the GPU")
+    if strangers:
+        return "fail", f"processes {numbers} were on the GPU before"
+    return "pass", "nothing was on the GPU" + (f" before; {beside} other servers on it had no load" if beside else "")
 
 
 def gpu_clocks(seen):

@@ -144,6 +144,47 @@ class VllmBench:
         }
 
 
+class RandomBench(VllmBench):
+    """`vllm bench serve` as the writeup has it: its own random prompts of random tokens, one test request first."""
+
+    def command(self, load):
+        options = {
+            "backend": "openai",
+            "base-url": load.url,
+            "endpoint": "/v1/completions",
+            "model": load.model,
+            "tokenizer": load.tokenizer,
+            "dataset-name": "random",
+            "random-input-len": load.input_tokens,
+            "random-output-len": load.output_tokens,
+            "num-prompts": load.requests,
+            "max-concurrency": load.concurrency,
+            "ignore-eos": True,
+            "temperature": 0,  # 0.11.0's default; newer versions leave it to the server
+            "seed": load.seed,
+            "percentile-metrics": ",".join(self.kinds.values()),
+            "metric-percentiles": "50,90,95,99",
+            "disable-tqdm": True,
+            "save-result": True,
+            "save-detailed": True,
+            "result-dir": load.folder,
+            "result-filename": "vllm_bench.json",
+        }
+        return ["python3", "stages/workers/vllm_bench.py", *flags(options)]
+
+    def read(self, folder):
+        """In the names of lib/bench/metrics.py, where itl_ms is what vLLM calls TPOT."""
+        measured = super().read(folder)
+        return measured | {name.replace("tpot", "itl"): value for name, value in measured.items() if "tpot" in name}
+
+    def latencies(self, folder):
+        """Seconds of every answered request, in the order of sending."""
+        path, found = only(folder, "vllm_bench.json", "vllm bench serve")
+        return [
+            first + sum(gaps) for first, gaps in zip(of(path, found, "ttfts"), of(path, found, "itls"), strict=True)
+        ]
+
+
 class Aiperf:
     """AIPerf, genai-perf's successor; tokens are the server's count."""
 

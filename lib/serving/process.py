@@ -171,21 +171,33 @@ def prepare(command):
 def serving(server, command, log, seconds, key):
     """A server that is ready, and how many seconds that took; on a UserError its last log lines go to stderr. seconds:
     the most that it may take, which params.yaml has under `key`."""
+    with launched(server, command, log) as process:
+        yield process, wait_until_ready(server, process, seconds, key)
+
+
+@contextmanager
+def launched(server, command, log):
+    """A server that has been started and need not be ready; on a UserError its last log lines go to stderr."""
     check_ports(server.ports)
     prepare(command)
-    begun, name = time.monotonic(), type(server).__name__
     with leaving_no_trace(server), started(command, log) as process:
         try:
-            while not is_ready(server.ready):
-                if process.poll() is not None:
-                    raise UserError(f"{name} stopped ({exit_words(process.returncode)}) before it was ready")
-                if time.monotonic() - begun > seconds:
-                    raise UserError(f"{name} was not ready after {seconds} s ({key})")
-                time.sleep(0.5)
-            yield process, time.monotonic() - begun
+            yield process
         except UserError:
             show_end(log)
             raise
+
+
+def wait_until_ready(server, process, seconds, key):
+    """Seconds until the server was ready; UserError where it stops before, or takes longer than `seconds` (`key`)."""
+    begun, name = time.monotonic(), type(server).__name__
+    while not is_ready(server.ready):
+        if process.poll() is not None:
+            raise UserError(f"{name} stopped ({exit_words(process.returncode)}) before it was ready")
+        if time.monotonic() - begun > seconds:
+            raise UserError(f"{name} was not ready after {seconds} s ({key})")
+        time.sleep(0.5)
+    return time.monotonic() - begun
 
 
 def run_client(name, command, log, server_process, seconds, key, watch=None):

@@ -125,9 +125,7 @@ class Vllm:
 
     model: str  # base, lora, or SHAPE:FORMAT
     inputs: Inputs
-    ready = URL + "/health"
-    ports = (8000,)
-    metrics = URL + "/metrics"
+    port: int = 8000
     counters = {
         "input_tokens": "vllm:prompt_tokens_total",
         "output_tokens": "vllm:generation_tokens_total",
@@ -138,6 +136,22 @@ class Vllm:
         "guessed_right": "vllm:spec_decode_num_accepted_tokens_total",
     }
     gauges = {"running": "vllm:num_requests_running", "waiting": "vllm:num_requests_waiting"}
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ready(self):
+        return f"{self.url}/health"
+
+    @property
+    def metrics(self):
+        return f"{self.url}/metrics"
+
+    @property
+    def ports(self):
+        return (self.port,)
 
     @property
     def served(self):
@@ -158,7 +172,7 @@ class Vllm:
 
     def command(self, options):
         words = {"model": self.inputs.served_model(self.model), "served-model-name": "base", "host": "127.0.0.1",
-                 "port": self.ports[0], "no-enable-prefix-caching": True}  # fmt: skip
+                 "port": self.port, "no-enable-prefix-caching": True}  # fmt: skip
         lora = []
         if adapters := self.adapters():
             rank = max(read_json(folder / "adapter_config.json")["r"] for folder in adapters.values())
@@ -171,7 +185,7 @@ class Vllm:
         pinned = ["ignore_eos:true", f"min_tokens:{output_tokens}"] if p.pinned else []
         return {
             "model": self.model if self.model in OURS else "base",
-            "url": URL,
+            "url": self.url,
             "endpoint-type": p.endpoint,
             "extra-inputs": [*pinned, "temperature:0"],
         }
@@ -182,7 +196,7 @@ class Vllm:
         return "fp8" if "--quantization=fp8" in options else weights, cache
 
     def engine(self):
-        return f"vLLM {answer('/version')['version']}", False
+        return f"vLLM {answer('/version', self.url)['version']}", False
 
 
 @dataclass
@@ -238,13 +252,13 @@ def lora_request(task, folder):
 SERVERS = {"triton": Triton, "vllm": Vllm, "trtllm": Trtllm}
 
 
-def answer(path):
+def answer(path, url=URL):
     """The JSON that the running server answers a GET with."""
     try:
-        with open_url(URL + path, timeout=10) as response:
+        with open_url(url + path, timeout=10) as response:
             return json.load(response)
     except UNANSWERED as error:
-        raise UserError(f"{URL}{path}: the server is ready and does not answer this: {error}") from None
+        raise UserError(f"{url}{path}: the server is ready and does not answer this: {error}") from None
 
 
 def exposition(server):

@@ -23,7 +23,8 @@ from lib.model.shapes import INDEX, read_shape, tensors
 # Spread of the random weights: that of every matrix at the start of training (initializer_range of both families).
 SPREAD = 0.02
 # GPTQ as AutoGPTQ writes it: 4 bits, one fp16 scale and one zero point of 4 bits for 128 weights. Symmetric: all zero
-# points are 8, stored less one.
+# points are 8, stored less one. Which group a weight is in is random, as activation order (desc_act) leaves it; without
+# desc_act kernels take the groups in order and read no g_idx.
 GROUP, ZEROS = 128, 0x77777777
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "sym": True, "desc_act": False, "lm_head": False}
 # MXFP4: 32 weights of 4 bits (E2M1) share one power of two, stored with 127 added; OCP Microscaling Formats (MX) 1.0.
@@ -150,7 +151,7 @@ def gptq(tensor, generator):
         f"{name}.qweight": integers((inputs // 8, outputs), -(2**31), 2**31, torch.int32, generator),
         f"{name}.qzeros": torch.full((inputs // GROUP, outputs // 8), ZEROS, dtype=torch.int32),
         f"{name}.scales": torch.full((inputs // GROUP, outputs), SPREAD / INT4_RMS, dtype=torch.float16),
-        f"{name}.g_idx": torch.arange(inputs, dtype=torch.int32) // GROUP,
+        f"{name}.g_idx": torch.randperm(inputs, generator=generator, device=generator.device).int() // GROUP,
     }
 
 

@@ -12,7 +12,7 @@ from contracts import FOLDER, BrokenContract, Contract, judge
 
 from lib.bench.experiments import Bench, Point, with_experiment
 from lib.core.stage import load_yaml, read_params, results, write_json
-from lib.serving.clients import CLIENTS, Load, client_command
+from lib.serving.clients import CLIENTS, Load, RandomBench, client_command
 from lib.serving.servers import OURS, SERVERS, Vllm
 from stages.client_accuracy import ClientAccuracy
 from stages.multilora import Multilora, with_lora
@@ -169,6 +169,9 @@ def test_the_servers_and_clients_of_the_studies_hold(parameters):
     load = Load(url="http://a", model="base", concurrency=3, requests=8, warmup=2, seed=1, **lengths, **paths)
     given, _ = Contract("genai-perf").parse(CLIENTS["genai-perf"].command(load))
     assert [given[f"--{name}"] for name in ("concurrency", "request-count")] == [3, 8]
+    words = RandomBench().command(load)[2:]
+    given, _ = Contract("vllm-bench-serve").parse(["vllm", "bench", "serve", *words])
+    assert (given["--random-input-len"], given["--num-prompts"]) == (ruler.input_tokens, 8)
     words = CLIENTS["vllm bench serve"].command(load)[2:]
     # Taken by our own starter of it where vLLM has no such flag yet.
     extra = words.index("--extra-body")

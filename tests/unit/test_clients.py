@@ -18,7 +18,7 @@ import pytest
 from conftest import REPO
 
 from lib.core.stage import UserError
-from lib.serving.clients import CLIENTS, STATISTICS, TIMES, Load, read_prompts
+from lib.serving.clients import CLIENTS, STATISTICS, TIMES, Load, RandomBench, read_prompts
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "clients"
 FOLDERS = {"genai-perf": "genai-perf", "vllm bench serve": "vllm-bench-serve", "AIPerf": "aiperf"}
@@ -64,6 +64,24 @@ def test_requests_and_lengths_are_those_that_the_server_saw(name):
     assert said["requests"] == len(seen) == 8
     assert said["input_tokens"] == seen[0]["prompt_tokens"] == 64
     assert said["output_tokens"] == len(seen[0]["written"]) == 32
+
+
+def test_the_random_client_sends_the_writeups_command():
+    words = " ".join(RandomBench().command(LOAD))
+    for each in ("--dataset-name random", "--random-input-len 64", "--random-output-len 32", "--num-prompts 8",
+                 "--max-concurrency 1", "--ignore-eos", "--endpoint /v1/completions"):  # fmt: skip
+        assert each in words
+
+
+def test_the_random_client_says_itl_where_vllm_says_tpot():
+    said, theirs = RandomBench().read(RECORDED / "vllm-bench-serve"), recorded("vllm bench serve")
+    assert said["itl_ms_avg"] == theirs["mean_tpot_ms"] != theirs["mean_itl_ms"]
+
+
+def test_single_latencies_average_to_the_clients_own():
+    latencies = RandomBench().latencies(RECORDED / "vllm-bench-serve")
+    assert len(latencies) == 8
+    assert sum(latencies) / 8 * 1000 == pytest.approx(recorded("vllm bench serve")["mean_e2el_ms"], rel=0.01)
 
 
 def test_each_number_is_the_clients_own_under_our_name():

@@ -52,7 +52,7 @@ def test_blocks_waste_less_than_one_piece():
         (
             "shapes",
             ["gpt-5"],
-            "kv_cache.shapes has 'gpt-5'; use one of gpt-oss-20b, llama-2-7b, llama-65b, llm-jp-1.3b",
+            "kv_cache.shapes has 'gpt-5'; use one of elyza-7b-fast, gpt-oss-20b, llama-2-7b, llama-65b, llm-jp-1.3b",
         ),
     ],
 )

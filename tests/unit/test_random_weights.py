@@ -150,7 +150,7 @@ def test_a_format_that_a_shape_cannot_have_is_one_line(name, weights, said):
 
 def test_an_unknown_shape_lists_the_known_ones(monkeypatch):
     monkeypatch.chdir(REPO)
-    with pytest.raises(UserError, match="the shape is 'gpt-4'; use one of gpt-oss-20b, llama-2-7b, llama-65b"):
+    with pytest.raises(UserError, match="the shape is 'gpt-4'; use one of elyza-7b-fast, gpt-oss-20b, llama-2-7b"):
         read_shape("gpt-4", "the shape is")
 
 
@@ -169,7 +169,7 @@ def test_the_files_hold_exactly_the_bytes_that_the_roofline_counts(weights, name
     tokens = 1000
     read = weight_bytes(config, name, tokens) - 2 * tokens * config["hidden_size"]
     sizes = weights["bytes"][name]
-    unread = sizes.get("qzeros", 0) + sizes.get("g_idx", 0)  # symmetric, in order: no kernel needs them
+    unread = sizes.get("qzeros", 0) + sizes.get("g_idx", 0)  # symmetric, without desc_act: no kernel needs them
     assert sum(sizes.values()) - unread == read + 2 * parameters(config)["embedding"]
 
 
