@@ -46,7 +46,7 @@ KNOWN_DATASETS = ("cnn_dailymail", "scienceqa", "science_qa")
 @dataclass
 class Engine:
     variants: list
-    arms: dict
+    definitions: dict
     route: str
     dtype: str
     weights: str
@@ -77,11 +77,11 @@ class Engine:
             raise UserError(f"params.yaml: engine.lora_target_modules has {unknown[0]!r}; use {', '.join(MODULE_IDS)}")
 
 
-def with_arm(p, variant):
-    """The parameters of a variant: `corrected` is the section as it stands, any other an arm of it."""
-    if variant != "corrected" and variant not in p.arms:
-        raise UserError(f"params.yaml: engine has no variant {variant!r}; use corrected, {', '.join(p.arms)}")
-    return patched(p, p.arms.get(variant, {}), f"engine.arms.{variant}", ("variants", "arms"))
+def with_variant(p, variant):
+    """The parameters of a variant: `corrected` is the section as it stands, any other a patch of it."""
+    if variant != "corrected" and variant not in p.definitions:
+        raise UserError(f"params.yaml: engine has no variant {variant!r}; use corrected, {', '.join(p.definitions)}")
+    return patched(p, p.definitions.get(variant, {}), f"engine.definitions.{variant}", ("variants", "definitions"))
 
 
 def checkpoint_command(p, model, calibration, out):
@@ -94,7 +94,7 @@ def checkpoint_command(p, model, calibration, out):
         cache = {"kv_cache_dtype": "int8"} if p.int8_kv_cache else {}
         return ["python3", QUANTIZE, *flags({**shared, **form, **cache, **calibrated})]
     # Without --int8_kv_cache this script would not calibrate at all, and --per_group is read for QServe only: the
-    # published arm keeps both as they were written.
+    # variant published keeps both as they were written.
     form = {"use_weight_only": True, "weight_only_precision": "int4_awq"} if awq else {}
     cache = {"int8_kv_cache": True} if p.int8_kv_cache else {}
     published = {"per_group": True} if awq else {}
@@ -157,7 +157,7 @@ def build(p, variant, image, out):
         raise UserError(f"engine {variant}: nvidia-smi finds no GPU; an engine is built for the GPU that serves it")
     inside = look(image)
     model, rows = results("base_model") / "model", results("dataset") / "corrected" / "train.jsonl"
-    settings = {name: value for name, value in asdict(p).items() if name not in ("variants", "arms")}
+    settings = {name: value for name, value in asdict(p).items() if name not in ("variants", "definitions")}
     made_by = results("base_model") / "metrics.json"  # says which weights they are, and is read faster than they are
     work = work_dir(f"engine-{variant}", fingerprint([settings, image, gpu], [made_by, rows]))
     checkpoint, engine = work / "checkpoint", work / "engine"
@@ -200,7 +200,7 @@ def main():
     if len(sys.argv) != 3:
         raise UserError("usage: python -m stages.engine VARIANT IMAGE")
     variant, image = sys.argv[1:]
-    p = with_arm(read_params(Engine), variant)
+    p = with_variant(read_params(Engine), variant)
     out = results("engine") / variant
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

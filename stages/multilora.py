@@ -185,7 +185,7 @@ def measure_server(p, asking, name, exact):
     """{proof, points} that a running vLLM is there for; name: "none", a rank, or the exact precision."""
     proofs, points = {}, []
     if name == "none":
-        none = {"arm": "none", "adapters": 0, "popularity": None, "rank": None, "slots": 0,
+        none = {"variant": "none", "adapters": 0, "popularity": None, "rank": None, "slots": 0,
                 "adapter_bytes": None, "load_seconds": None}  # fmt: skip
         points.append(none | point(p, asking, "none", [], None))
     if name in (exact, p.ranks[0]):

@@ -2,11 +2,11 @@
 Five ways to speed up a local model, held against doing nothing, and Transformers against vLLM on a list of prompts:
 python -m stages.speedups pytorch=IMAGE triton=IMAGE vllm=IMAGE
 
-One process for each method and arm (stages/workers/generate_one.py) and for each system (stages/workers/generate_batches.py), one after the
-other, in the environment that has it. A run that is killed goes on with the next.
+One process a method and variant (stages/workers/generate_one.py) and one a system (stages/workers/generate_batches.py),
+one after the other, each in its environment. A run that was killed resumes with the next.
 
 in:   results/<profile>/machine/machine.json, limits/limits.json, base_model, dataset (prompts and answer lengths)
-out:  results/<profile>/speedups/speedups.json   rows: a method in an arm; systems: many prompts at once
+out:  results/<profile>/speedups/speedups.json   rows: a method in a variant; systems: many prompts at once
       results/<profile>/speedups/raw             every answer of every row, and what the processes printed
 """
 
@@ -29,14 +29,14 @@ from lib.speedups.methods import METHODS, SYSTEMS
 from lib.speedups.rows import not_run, published_seconds, rows, systems
 from lib.speedups.tasks import run_tasks, tasks
 
-ARMS = ("published", "corrected")
+VARIANTS = ("published", "corrected")
 
 
 @dataclass
 class Speedups:
     model: str
     methods: list
-    arms: list
+    variants: list
     prompt: str
     answers: int
     max_new_tokens: int
@@ -58,7 +58,7 @@ class Speedups:
     run_seconds: int
 
     def __post_init__(self):
-        known = (("methods", METHODS), ("arms", ARMS), ("batch_systems", SYSTEMS))
+        known = (("methods", METHODS), ("variants", VARIANTS), ("batch_systems", SYSTEMS))
         for key, names in known:
             if unknown := [one for one in getattr(self, key) if one not in names]:
                 raise UserError(f"params.yaml: speedups.{key} has {unknown[0]!r}; use {', '.join(names)}")
@@ -83,17 +83,17 @@ class Speedups:
             "vllm_kv_cache_mib": self.vllm_kv_cache_mib,
         }
 
-    def method_task(self, method, arm):
+    def method_task(self, method, variant):
         sampling = {key: getattr(self, key) for key in ("temperature", "top_p", "top_k", "repetition_penalty")}
         return self.common() | {
             "method": method,
-            "arm": arm,
+            "variant": variant,
             "prompt": self.prompt,
             "answers": self.answers,
             "max_new_tokens": self.max_new_tokens,
             "sampling": sampling,
             "lookup_tokens": self.lookup_tokens,
-            "warmup": self.warmup if arm == "corrected" else 0,
+            "warmup": self.warmup if variant == "corrected" else 0,
         }
 
     def batch_task(self, system):

@@ -18,7 +18,7 @@ from lib.trtllm.images import engines, rebuild
 from stages.base_model import BaseModel
 from stages.chat import Chat
 from stages.dataset import Dataset
-from stages.engine import Engine, with_arm
+from stages.engine import Engine, with_variant
 from stages.limits import Limits
 from stages.machine import usable_memory_gib
 from stages.repository import Repository
@@ -98,11 +98,11 @@ def misfit_engine(p, lora, gpu_count, served=None):
         )
     if p.route == "none":
         return found
-    types = sorted({with_arm(p, variant).dtype for variant in p.variants})
+    types = sorted({with_variant(p, variant).dtype for variant in p.variants})
     if len(types) > 1:
         found.append(f"engine: engine.dtype is {' and '.join(types)}; the adapters are stored in one of them")
     for variant in p.variants:
-        one = with_arm(p, variant)
+        one = with_variant(p, variant)
         reasons = adapter_misfits(lora.target_modules, lora.r, one.lora_target_modules, one.max_lora_rank)
         found += [f"engine {variant}: the adapters do not fit: {reason}" for reason in reasons]
         if gpu_count and one.tp_size > gpu_count:

@@ -14,7 +14,7 @@ from lib.serving.servers import OURS, SERVERS
 ENDPOINTS = ("completions", "chat")
 PROMPTS = ("unique", "synthetic")
 BUDGET_ENDED = "the budget ended after"  # begins the reason for points that a later run can still measure
-FIXED = ("experiments", "definitions", "configurations", "client_arms")  # no patch changes these
+FIXED = ("experiments", "definitions", "configurations", "client_variants")  # no patch changes these
 
 
 @dataclass
@@ -22,13 +22,13 @@ class Bench:
     experiments: dict
     definitions: dict
     configurations: dict
-    client_arms: dict
+    client_variants: dict
     servers: list
     model: str
     lengths: list
     concurrency: list
     repeats: int
-    arms: list
+    variants: list
     requests_per_stream: int
     min_requests: int
     warmup_requests: int
@@ -65,9 +65,9 @@ class Bench:
                 raise UserError(
                     f"params.yaml: bench.experiments has {name}: {adapters}; use {' or '.join(OURS)} for one of {known}"
                 )
-        for name in self.arms:
-            if name not in self.client_arms:
-                raise UserError(f"params.yaml: bench.arms has {name!r}; use {', '.join(self.client_arms)}")
+        for name in self.variants:
+            if name not in self.client_variants:
+                raise UserError(f"params.yaml: bench.variants has {name!r}; use {', '.join(self.client_variants)}")
 
     def server(self, name, inputs):
         """(server, its further words) of SERVER or SERVER-CONFIGURATION, such as vllm-fp8."""
@@ -82,9 +82,9 @@ class Bench:
         words = self.configurations[configuration] if configuration else []
         return [*self.server_options, *words]
 
-    def with_arm(self, name):
-        """The parameters with one of client_arms in effect."""
-        return patched(self, self.client_arms[name], f"bench.client_arms.{name}", FIXED)
+    def with_variant(self, name):
+        """The parameters with one of client_variants in effect."""
+        return patched(self, self.client_variants[name], f"bench.client_variants.{name}", FIXED)
 
     def requests(self, concurrency):
         return max(self.min_requests, concurrency * self.requests_per_stream)
@@ -101,12 +101,12 @@ class Point:
     input_tokens: int
     output_tokens: int
     concurrency: int
-    arm: str
+    variant: str
     repeat: int
 
     def __str__(self):
         load = f"{self.input_tokens}-{self.output_tokens}-c{self.concurrency}"
-        return f"{self.server}-{load}-{self.arm}-r{self.repeat}"
+        return f"{self.server}-{load}-{self.variant}-r{self.repeat}"
 
 
 def with_experiment(p, name):
@@ -150,11 +150,11 @@ def visits(p):
         yield (
             server,
             [
-                Point(server, *pair, concurrency, arm, repeat)
+                Point(server, *pair, concurrency, variant, repeat)
                 for _, repeat in turn
                 for pair in p.lengths
                 for concurrency in order
-                for arm in p.arms
+                for variant in p.variants
             ],
         )
 

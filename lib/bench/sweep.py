@@ -29,7 +29,7 @@ CUT_SHORT = 75  # exit code of a sweep that BUDGET ended: EX_TEMPFAIL, run it ag
 
 def key(p, name, images):
     """What a finished point depends on: with another key it is measured again."""
-    unrelated = ("experiments", "definitions", "servers", "concurrency", "repeats", "arms", "ready_seconds",
+    unrelated = ("experiments", "definitions", "servers", "concurrency", "repeats", "variants", "ready_seconds",
                  "point_seconds")  # fmt: skip
     params = {name: value for name, value in asdict(p).items() if name not in unrelated}
     return fingerprint([params, images], dependencies(f"bench@{name}"))
@@ -37,7 +37,7 @@ def key(p, name, images):
 
 def measure(p, server, point, client_image, process, strangers, work):
     """One point: genai-perf, its numbers, the server's own counts, the certificate; in points/ when it is whole."""
-    p = p.with_arm(point.arm)
+    p = p.with_variant(point.variant)
     path, raw = work / "points" / f"{point}.json", work / "raw" / str(point)
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
@@ -58,7 +58,7 @@ def measure(p, server, point, client_image, process, strangers, work):
         "concurrency": point.concurrency,
         "input_tokens_asked": point.input_tokens,
         "output_tokens_asked": point.output_tokens,
-        "arm": point.arm,
+        "variant": point.variant,
         "repeat": point.repeat,
         **metrics.correct(read, per_request(counted, "output_tokens"), seen["gpu_watts"]),
         "failed_requests": max(0, asked["requests"] - read["requests"]),

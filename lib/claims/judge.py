@@ -4,7 +4,7 @@ import dataclasses
 
 from lib.claims.format import published, show
 from lib.claims.kinds import CARD, CONTRADICTED, CPU, MEASURED, OTHER_CARD, UNANSWERED, rank
-from lib.claims.runs import arms, as_list, facts_of, lookup, matches, optional, run_facts
+from lib.claims.runs import as_list, facts_of, lookup, matches, optional, run_facts, variants
 from lib.estimate.calibration import judge as judge_band
 
 # The stages of studies/dvc.yaml.
@@ -43,11 +43,11 @@ def find_unmet(requires, facts):
     return unmet
 
 
-def outcome(claim, name, folder, arm, tolerance):
-    """{run, verdict, evidence, reason, measured} of one claim in one run (and fine-tuning arm); where it is not
+def outcome(claim, name, folder, variant, tolerance):
+    """{run, verdict, evidence, reason, measured} of one claim in one run (and fine-tuning variant); where it is not
     comparable, with the conditions that are not met, `unmet`."""
-    run = {"run": f"{name} ({arm[1:]} arm)" if arm else name, "measured": None, "evidence": "none"}
-    values, stated, problems, missing = read_figures(claim, folder, arm)
+    run = {"run": f"{name} ({variant[1:]} variant)" if variant else name, "measured": None, "evidence": "none"}
+    values, stated, problems, missing = read_figures(claim, folder, variant)
     if missing:
         return {**run, "verdict": "not measured", "reason": missing[0]}
     if len(values) == len(claim.figures):
@@ -61,14 +61,14 @@ def outcome(claim, name, folder, arm, tolerance):
     return on_another_card(judged, excused) if excused else judged
 
 
-def read_figures(claim, folder, arm):
+def read_figures(claim, folder, variant):
     """(values, facts, problems, missing) of the files that a claim reads in one run.
 
     problems: invalid points and stand-ins, as text; missing: why a figure is not there.
     """
     values, stated, problems, missing = {}, [], [], []
     for figure, where in claim.figures.items():
-        path = where["file"].replace("{arm}", arm)
+        path = where["file"].replace("{variant}", variant)
         data = optional(folder / path)
         stated.append(facts_of(data))
         try:
@@ -191,14 +191,14 @@ def settle(claim, tolerance, all_runs, checks=None):
 
 
 def measured_outcomes(claim, tolerance, all_runs):
-    """The outcome of every run, and of every fine-tuning arm where the measure names one."""
+    """The outcome of every run, and of every fine-tuning variant where the measure names one."""
     if claim.measure is None:
         return []
-    by_arm = any("{arm}" in figure["file"] for figure in claim.figures.values())
+    by_variant = any("{variant}" in figure["file"] for figure in claim.figures.values())
     return [
-        outcome(claim, name, folder, arm, tolerance)
+        outcome(claim, name, folder, variant, tolerance)
         for name, folder in all_runs.items()
-        for arm in (arms(folder) if by_arm else [""])
+        for variant in (variants(folder) if by_variant else [""])
     ]
 
 
@@ -317,7 +317,7 @@ def command_of(claim):
         return claim.command
     if claim.measure is None:
         return None
-    path = next(iter(claim.figures.values()))["file"].replace("{arm}", "")
+    path = next(iter(claim.figures.values()))["file"].replace("{variant}", "")
     return f"dvc repro {stage_of(path)}"
 
 

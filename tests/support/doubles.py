@@ -247,9 +247,9 @@ def run_stage(name, words):
         write(out, "metrics.json", json.dumps(facts))
     if name == "dataset":
         rows = {"train": 2, "validation": 1}
-        for arm in ("corrected", "published"):
+        for variant in ("corrected", "published"):
             for part, count in rows.items():
-                write(out / arm, f"{part}.jsonl", '{"prompt": "[INST] 犬 [/INST]", "completion": " 猫"}\n' * count)
+                write(out / variant, f"{part}.jsonl", '{"prompt": "[INST] 犬 [/INST]", "completion": " 猫"}\n' * count)
         tokens = {part: [64] * count for part, count in rows.items()}
         write(out, "tokens.json", json.dumps({"corrected": tokens, "published": tokens}))
     if name == "finetune":
@@ -310,7 +310,9 @@ def double_image(root):
         write((root / "app" / script).parent, Path(script).name, code)
     for name in ("trtllm-build", "mpirun", "genai-perf"):
         write(root / "bin", name, f'#!/bin/sh\nexec {real} /opt/doubles/doubles.py {name} "$@"\n')
-    doubled = f'"-m stages."*|"-m vllm."*|stages/workers/prompts.py*) exec {real} /opt/doubles/doubles.py python "$@" ;;'
+    doubled = (
+        f'"-m stages."*|"-m vllm."*|stages/workers/prompts.py*) exec {real} /opt/doubles/doubles.py python "$@" ;;'
+    )
     for name in ("python", "python3"):
         write(root / "bin", name, f'#!/bin/sh\ncase "$1 $2" in {doubled} *) exec {real} "$@" ;; esac\n')
     for program in (root / "bin").iterdir():

@@ -31,8 +31,8 @@ from lib.serving.monitor import Watch, cores
 RECORDED = REPO / "tests" / "fixtures" / "bench"
 PARAMS = {"experiments": {"base": "base"}, "definitions": {"base": {}, "old": {"pinned": False, "endpoint": "chat"}},
           "configurations": {"fp8": ["--quantization=fp8"]},
-          "client_arms": {"corrected": {}, "short": {"min_requests": 2}},
-          "arms": ["corrected"], "servers": ["triton", "vllm"], "model": "base",
+          "client_variants": {"corrected": {}, "short": {"min_requests": 2}},
+          "variants": ["corrected"], "servers": ["triton", "vllm"], "model": "base",
           "lengths": [[64, 32]], "concurrency": [1, 2, 4], "repeats": 1, "requests_per_stream": 4, "min_requests": 8,
           "warmup_requests": 2, "endpoint": "completions", "prompts": "unique", "pinned": True, "seed": 42,
           "ready_seconds": 20, "point_seconds": 20, "server_options": []}  # fmt: skip
@@ -233,7 +233,7 @@ def test_a_load_shorter_than_two_looks_leaves_the_cpu_unmeasured():
 
 def repeat(rate, valid=True, **more):
     reasons = [] if valid else ["2 of 8 requests failed"]
-    return {"concurrency": 4, "input_tokens_asked": 64, "output_tokens_asked": 32, "arm": "corrected", "repeat": 1,
+    return {"concurrency": 4, "input_tokens_asked": 64, "output_tokens_asked": 32, "variant": "corrected", "repeat": 1,
             "rate": rate, "gpu_watts": None, "tokens_counted_by": "server", "valid": valid, "invalid_reasons":
             reasons, "checks": [], **more}  # fmt: skip
 
@@ -448,11 +448,11 @@ def test_a_point_knows_in_which_format_its_weights_are_served(embedded, model, o
     assert servers.Vllm(model, every_input()).formats(options) == formats
 
 
-def test_an_arm_changes_the_client_and_shares_the_server(embedded):
-    p = Bench(**PARAMS | {"arms": ["corrected", "short"], "servers": ["vllm"], "concurrency": [1]})
+def test_a_variant_changes_the_client_and_shares_the_server(embedded):
+    p = Bench(**PARAMS | {"variants": ["corrected", "short"], "servers": ["vllm"], "concurrency": [1]})
     ((_, group),) = visits(p)
-    assert [point.arm for point in group] == ["corrected", "short"]
-    assert p.requests(1) == 8 and p.with_arm("short").requests(1) == 4
+    assert [point.variant for point in group] == ["corrected", "short"]
+    assert p.requests(1) == 8 and p.with_variant("short").requests(1) == 4
 
 
 def test_vllm_serves_all_adapters_with_a_rank_that_it_accepts(embedded):
@@ -479,7 +479,7 @@ def test_a_missing_adapter_is_named_before_anything_starts(embedded):
         ({"servers": ["vllm-fp9"]}, "bench.servers has 'vllm-fp9'; use"),
         ({"lengths": [[64]]}, r"bench.lengths is \[\[64\]\]; use pairs of tokens in and out, from 1"),
         ({"lengths": [[64, 0]]}, r"bench.lengths is \[\[64, 0\]\]"),
-        ({"arms": ["old"]}, "bench.arms has 'old'; use corrected, short"),
+        ({"variants": ["old"]}, "bench.variants has 'old'; use corrected, short"),
         ({"model": "llama"}, "bench.model is 'llama'; use base, lora, or SHAPE:FORMAT"),
         ({"repeats": 0}, "bench.repeats is 0; use 1 or more"),
         ({"endpoint": "embeddings"}, "bench.endpoint is 'embeddings'; use completions or chat"),
@@ -626,7 +626,7 @@ def test_a_sweep_writes_points_raw_files_and_what_made_them(bench):
     assert written["engine_is_stand_in"] is True
     assert written["base_model"] == {"name": "Tiny", "weights": "random", "parameters": 7, "config": {"head_dim": 8}}
     assert (written["weights_format"], written["kv_format"]) == ("bf16", "bf16")
-    assert written["settings"]["client_arms"] == {"corrected": {}}
+    assert written["settings"]["client_variants"] == {"corrected": {}}
     assert written["server_ready_seconds"] > 0 and written["not_measured"] is None
     names = [path.relative_to(out / "raw").parts[0] for path in sorted(out.glob("raw/*/*/*_genai_perf.json"))]
     assert names == ["triton-64-32-c1-corrected-r1", "triton-64-32-c2-corrected-r1", "triton-64-32-c4-corrected-r1"]
@@ -737,7 +737,7 @@ def test_an_invalid_point_is_written_as_such_and_measured_again_by_the_same_serv
     assert told == {"1": "2", "4": "1", "2": "1"}
 
 
-def test_an_arm_that_can_never_be_valid_is_measured_once(bench):
+def test_a_variant_that_can_never_be_valid_is_measured_once(bench):
     set_params(bench.tree, bench={"warmup_requests": 0})
     assert error_of(bench(client="fails 2")).startswith("error: genai-perf failed")
     done = bench(client="measures", calls="")
@@ -794,7 +794,7 @@ def took(monkeypatch):
         found = POINT | {"valid": not strangers, "ttft_ms_p50": None, "output_tokens_per_second": None}
         found |= {"invalid_reasons": ["strangers"] if strangers else [], "checks": []}
         found |= {"tokens_counted_by": "client"}
-        found |= {"input_tokens_asked": 64, "output_tokens_asked": 32, "concurrency": 1, "arm": "corrected"}
+        found |= {"input_tokens_asked": 64, "output_tokens_asked": 32, "concurrency": 1, "variant": "corrected"}
         write_json(work / "points" / f"{point}.json", found)
         return found
 

@@ -112,7 +112,9 @@ def test_every_calibration_row_names_what_was_measured(recorded):
 
 
 def test_an_estimate_never_passes_as_a_measurement(recorded):
-    assert all(point["arm"] == "estimated" and point["kernels"] and point["reasons"] for point in recorded["points"])
+    assert all(
+        point["variant"] == "estimated" and point["kernels"] and point["reasons"] for point in recorded["points"]
+    )
     assert all("not_measured" in part for part in recorded["gap"]["parts"])
 
 

@@ -67,7 +67,7 @@ def servers(tmp_path, monkeypatch):
         asked.append(name)
         if name in fails:
             raise UserError(f"no kernel for {name}")
-        return {"proof": {"served": {}} if name == 8 else {}, "points": [{"arm": name}]}
+        return {"proof": {"served": {}} if name == 8 else {}, "points": [{"variant": name}]}
 
     @contextmanager
     def serving(server, command, log, seconds, key):
@@ -92,7 +92,7 @@ def test_a_study_that_was_cut_off_goes_on_with_the_server_that_it_had_come_to(se
     fails.clear()
     found = run()
     assert asked == ["none", "batch-invariant", 8, 64, 64]
-    assert [one["arm"] for one in found["points"]] == ["none", "batch-invariant", 8, 64]
+    assert [one["variant"] for one in found["points"]] == ["none", "batch-invariant", 8, 64]
 
 
 def test_a_server_that_cannot_give_the_exact_proof_leaves_its_reason_and_all_else(servers):
@@ -100,7 +100,7 @@ def test_a_server_that_cannot_give_the_exact_proof_leaves_its_reason_and_all_els
     fails.add("batch-invariant")
     found = run()
     assert found["proof"] == {"served": {}, "batch-invariant": {"not_measured": "no kernel for batch-invariant"}}
-    assert [one["arm"] for one in found["points"]] == ["none", 8, 64]
+    assert [one["variant"] for one in found["points"]] == ["none", 8, 64]
 
 
 # The study.

@@ -146,7 +146,7 @@ def test_what_could_not_be_served_is_said_before_anything_is_built():
     params, images = profile_of("writeup")
     assert misfits(params, images, 1) == []
     params["repository"]["engine_variant"] = "batch-4"
-    params["engine"] |= {"variants": ["corrected", "brain"], "arms": {"brain": {"dtype": "bfloat16"}}}
+    params["engine"] |= {"variants": ["corrected", "brain"], "definitions": {"brain": {"dtype": "bfloat16"}}}
     assert misfits(params, images, 1) == [
         "engine: repository.engine_variant is batch-4, built are corrected, brain: engine.route and engine.variants",
         "engine: engine.dtype is bfloat16 and float16; the adapters are stored in one of them",
