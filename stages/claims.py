@@ -17,12 +17,16 @@ from lib.claims.judge import settle
 from lib.claims.kinds import EVIDENCE, VERDICTS
 from lib.claims.runs import run_facts, runs
 from lib.core.provenance import write_metrics
-from lib.core.stage import read_params, results, run
+from lib.core.stage import UserError, read_params, results, run
 
 
 @dataclass
 class Claims:
     tolerance: float
+
+    def __post_init__(self):
+        if not 0 <= self.tolerance < 1:
+            raise UserError(f"params.yaml: claims.tolerance is {self.tolerance}; use a share from 0, below 1")
 
 
 def counts(claims):

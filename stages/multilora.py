@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from lib.core.graph import dependencies
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, fingerprint, flags, read_json, read_params, results, run, write_json
+from lib.core.stage import UserError, check_bounds, fingerprint, flags, read_json, read_params, results, run, write_json
 from lib.core.work import work_dir
 from lib.multilora.cost import POPULARITY, load_adapter, point, study_rank
 from lib.multilora.isolation import AskedModel, Asking, proof, said
@@ -55,7 +55,18 @@ class Multilora:
             raise UserError(f"params.yaml: multilora.servers has {unknown[0]!r}; use triton, vllm")
         if unknown := [name for name in self.popularity if name not in POPULARITY]:
             raise UserError(f"params.yaml: multilora.popularity has {unknown[0]!r}; use {', '.join(POPULARITY)}")
-        if not self.adapters or self.adapters != sorted(set(self.adapters)) or self.adapters[0] < 1:
+        ones = (
+            "proof_tokens",
+            "max_loras",
+            "concurrency",
+            "requests",
+            "output_tokens",
+            "ready_seconds",
+            "client_seconds",
+        )
+        check_bounds("multilora", self, dict.fromkeys(ones, 1) | {"seed": 0})
+        numbers = all(type(count) is int for count in self.adapters)
+        if not (numbers and self.adapters and self.adapters == sorted(set(self.adapters)) and self.adapters[0] > 0):
             raise UserError(f"params.yaml: multilora.adapters is {self.adapters}; use growing numbers from 1")
         if any(rank not in (8, 16, 32, 64, 128, 256) for rank in self.ranks):
             raise UserError(f"params.yaml: multilora.ranks is {self.ranks}; vLLM takes 8, 16, 32, 64, 128, 256")

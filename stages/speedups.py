@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from lib.analysis.roofline import rates
 from lib.core.graph import dependencies
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run
+from lib.core.stage import UserError, check_bounds, fingerprint, read_json, read_params, results, run
 from lib.core.work import work_dir
 from lib.model.shapes import INDEX, shape_file
 from lib.serving.process import run_client
@@ -66,9 +66,15 @@ class Speedups:
             raise UserError(
                 f"params.yaml: speedups.batch_environment is {self.batch_environment!r}; use pytorch, triton"
             )
-        for key in ("answers", "max_new_tokens", "batch_prompts", "batch_size", "batch_repeats"):
-            if getattr(self, key) < 1:
-                raise UserError(f"params.yaml: speedups.{key} is {getattr(self, key)}; use 1 or more")
+        ones = ("answers", "max_new_tokens", "lookup_tokens", "batch_prompts", "batch_size", "batch_repeats",
+                "max_model_len", "run_seconds")  # fmt: skip
+        zeros = ("top_k", "warmup", "vllm_kv_cache_mib", "seed")
+        check_bounds("speedups", self, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0))
+        for key in ("temperature", "repetition_penalty"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"params.yaml: speedups.{key} is {getattr(self, key)}; use a number above 0")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"params.yaml: speedups.top_p is {self.top_p}; use a share above 0, at most 1")
 
     def common(self):
         """What every task holds."""

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.core.stage import UserError, patched, read_json
+from lib.core.stage import UserError, check_bounds, patched, read_json
 from lib.serving.servers import OURS, SERVERS
 
 ENDPOINTS = ("completions", "chat")
@@ -46,9 +46,8 @@ class Bench:
         pairs = [pair for pair in self.lengths if type(pair) is list and len(pair) == 2]
         if not pairs or len(pairs) < len(self.lengths) or any(type(n) is not int or n < 1 for p in pairs for n in p):
             raise UserError(f"params.yaml: bench.lengths is {self.lengths}; use pairs of tokens in and out, from 1")
-        for name in ("repeats", "requests_per_stream", "min_requests"):
-            if getattr(self, name) < 1:
-                raise UserError(f"params.yaml: bench.{name} is {getattr(self, name)}; use 1 or more")
+        ones = ("repeats", "requests_per_stream", "min_requests", "ready_seconds", "point_seconds")
+        check_bounds("bench", self, dict.fromkeys(ones, 1) | {"warmup_requests": 0, "seed": 0})
         for name, known in (("endpoint", ENDPOINTS), ("prompts", PROMPTS)):
             if getattr(self, name) not in known:
                 raise UserError(f"params.yaml: bench.{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
