@@ -15,7 +15,7 @@ out:  results/<profile>/engine/VARIANT/engine/           config.json, rank<N>.en
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from lib.core.gpu import architecture
 from lib.core.provenance import write_metrics
@@ -24,6 +24,7 @@ from lib.core.stage import (
     check_bounds,
     fingerprint,
     flags,
+    load_yaml,
     patched,
     read_json,
     read_params,
@@ -65,9 +66,6 @@ class Engine:
         for name, allowed in (("route", ROUTES), ("dtype", DTYPES), ("weights", ("int4_awq", "full"))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"params.yaml: engine.{name} is {getattr(self, name)!r}; use {', '.join(allowed)}")
-        for name in ("calib_size", "max_batch_size", "max_input_len", "max_lora_rank", "tp_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"params.yaml: engine.{name} is {getattr(self, name)}; use 1 or more")
         if self.max_seq_len <= self.max_input_len:
             raise UserError(
                 f"params.yaml: engine.max_seq_len is {self.max_seq_len}, which leaves nothing to answer behind "
@@ -82,6 +80,11 @@ def with_variant(p, variant):
     if variant != "corrected" and variant not in p.definitions:
         raise UserError(f"params.yaml: engine has no variant {variant!r}; use corrected, {', '.join(p.definitions)}")
     return patched(p, p.definitions.get(variant, {}), f"engine.definitions.{variant}", ("variants", "definitions"))
+
+
+def with_room(p, rank):
+    """The parameters with an engine.max_lora_rank that takes adapters of this rank, as lora.r gives it."""
+    return replace(p, max_lora_rank=max(p.max_lora_rank, rank))
 
 
 def checkpoint_command(p, model, calibration, out):
@@ -200,7 +203,7 @@ def main():
     if len(sys.argv) != 3:
         raise UserError("usage: python -m stages.engine VARIANT IMAGE")
     variant, image = sys.argv[1:]
-    p = with_variant(read_params(Engine), variant)
+    p = with_room(with_variant(read_params(Engine), variant), load_yaml("params.yaml")["lora"]["r"])
     out = results("engine") / variant
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -24,7 +24,7 @@ from lib.core.work import work_dir
 from lib.multilora.cost import POPULARITY, load_adapter, point, study_rank
 from lib.multilora.isolation import AskedModel, Asking, proof, said
 from lib.serving.process import serving
-from lib.serving.servers import ADAPTERS, SERVERS, URL, Inputs
+from lib.serving.servers import ADAPTERS, SERVERS, URL, Inputs, max_lora_rank
 from lib.streaming.load import begin, write_not_measured
 from lib.trtllm.adapters import TASKS
 
@@ -139,16 +139,19 @@ def exactly(machine):
     return "float32", [], ["--dtype", "float32"]
 
 
-def commands(p, image, server, exact):
-    """{name: command} of the servers: one without LoRA, one for the exact proof, one for each rank; exact: what
-    exactly() gives."""
+def commands(p, image, server, exact, rank_of_ours):
+    """{name: command} of the servers: one without LoRA, one for the exact proof, one for each rank.
+
+    exact: what exactly() gives. rank_of_ours: the least --max-lora-rank of the two servers that load our adapters.
+    """
     plain, start = server.command(p.server_options), ["containers/run", image]
     updating = [*start, "env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]  # adapters are loaded while it runs
     precision, environment, words = exact
+    room = max(p.ranks[0], rank_of_ours)
     return {
         "none": [*start, *plain],
-        precision: [*updating, *environment, *with_lora(p, plain, p.ranks[0], *words)],
-        **{rank: updating + with_lora(p, plain, rank) for rank in p.ranks},
+        precision: [*updating, *environment, *with_lora(p, plain, room, *words)],
+        **{rank: updating + with_lora(p, plain, room if rank == p.ranks[0] else rank) for rank in p.ranks},
     }
 
 
@@ -157,7 +160,8 @@ def measure_vllm(p, images, out):
     of the exact proof fail, its reason stands in its place."""
     server = SERVERS["vllm"]("base", inputs())
     exact = exactly(read_json(results("machine") / "machine.json"))
-    runs, work = commands(p, images[0], server, exact), working_folder(p, images)
+    ours = max_lora_rank(results("finetune") / name / "adapter" for name in ADAPTERS)
+    runs, work = commands(p, images[0], server, exact, ours), working_folder(p, images)
     found = {"proof": {}, "points": [], "server_command": runs[p.ranks[0]]}
     for name, command in runs.items():
         try:

@@ -14,7 +14,7 @@ from doubles import host_doubles
 
 from lib.core.stage import UserError, load_yaml
 from lib.trtllm.images import differences, rebuild, unknown_flags
-from stages.engine import Engine, build_command, checkpoint_command, with_variant, write_calibration
+from stages.engine import Engine, build_command, checkpoint_command, with_room, with_variant, write_calibration
 
 IMAGES = [name["triton"] for name in load_yaml(REPO / "containers/images.yaml").values()]
 
@@ -47,6 +47,12 @@ def test_the_corrected_words_are_the_documented_ones():
         "python3 /app/examples/quantization/quantize.py --model_dir M --output_dir CK --dtype float16 --tp_size 1 "
         "--qformat int4_awq --awq_block_size 128 --kv_cache_dtype int8 --calib_size 32 --calib_dataset D"
     )
+
+
+@pytest.mark.parametrize(("rank", "flag"), [(4, 8), (16, 16)])
+def test_the_engines_rank_follows_the_adapters(rank, flag):
+    words = build_command(with_room(section(), rank), "/k", Path("/e/engine"))
+    assert Contract("trtllm-build").parse(words)[0]["--max_lora_rank"] == flag
 
 
 def flags_of(text, contract):

@@ -5,13 +5,15 @@ import subprocess
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from conftest import REPO, left_out
 
-from lib.core.stage import UserError, read_json
+from lib.core.stage import UserError, read_json, write_json
 from lib.multilora.cost import drawn, kv_tokens
 from lib.multilora.isolation import compared
+from lib.serving.servers import ADAPTERS
 from stages import multilora
 from stages.multilora import Multilora
 
@@ -80,6 +82,8 @@ def servers(tmp_path, monkeypatch):
     monkeypatch.setattr(multilora, "results", lambda name: tmp_path)
     (work := tmp_path / "work").mkdir()
     (tmp_path / "machine.json").write_text('{"gpus": [{"name": "a GPU"}]}')
+    for adapter in ADAPTERS:
+        write_json(tmp_path / adapter / "adapter/adapter_config.json", {"r": 4})
     p = Multilora(**{**P, "ranks": [8, 64]})
     return partial(multilora.measure_vllm, p, ["host:", "host:"], tmp_path / "out"), asked, fails
 
@@ -101,6 +105,14 @@ def test_a_server_that_cannot_give_the_exact_proof_leaves_its_reason_and_all_els
     found = run()
     assert found["proof"] == {"served": {}, "batch-invariant": {"not_measured": "no kernel for batch-invariant"}}
     assert [one["variant"] for one in found["points"]] == ["none", 8, 64]
+
+
+@pytest.mark.parametrize(("ours", "ranks"), [(8, ["8", "8", "64"]), (16, ["16", "16", "64"])])
+def test_a_server_of_our_adapters_has_room_for_their_rank(ours, ranks):
+    p = Multilora(**{**P, "ranks": [8, 64]})
+    server = SimpleNamespace(command=lambda options: ["vllm"])
+    runs = multilora.commands(p, "host:", server, ("float32", [], []), ours)
+    assert [words[words.index("--max-lora-rank") + 1] for words in list(runs.values())[1:]] == ranks
 
 
 # The study.
