@@ -117,8 +117,8 @@ def build_command(p, checkpoint, out):
 
 def write_calibration(rows, folder):
     """A local data set as the quantiser reads one: a folder whose train split has a `text` column."""
-    if known := [name for name in KNOWN_DATASETS if name in str(folder.resolve()).lower()]:
-        raise UserError(f"{folder.resolve()}: the quantiser takes a path with {known[0]!r} in it for that data set")
+    if known := [name for name in KNOWN_DATASETS if name in str(folder).lower()]:
+        raise UserError(f"{folder}: the quantiser takes a path with {known[0]!r} in it for that data set")
     folder.mkdir(parents=True, exist_ok=True)
     pairs = [json.loads(line) for line in rows.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
     texts = [{"text": pair["prompt"] + pair["completion"]} for pair in pairs]
@@ -164,10 +164,9 @@ def build(p, variant, image, out):
     made_by = results("base_model") / "metrics.json"  # says which weights they are, and is read faster than they are
     work = work_dir(f"engine-{variant}", fingerprint([settings, image, gpu], [made_by, rows]))
     checkpoint, engine = work / "checkpoint", work / "engine"
-    commands = [
-        checkpoint_command(p, model.resolve(), (work / "calibration").resolve(), checkpoint.resolve()),
-        build_command(p, checkpoint.resolve(), engine.resolve()),
-    ]
+    # From the project's root: quantize.py takes a model below a folder with "mpt" or "vila" in its name, such as
+    # "attempt", for one of those families.
+    commands = [checkpoint_command(p, model, work / "calibration", checkpoint), build_command(p, checkpoint, engine)]
     if unknown := unknown_flags(commands[1], inside["trtllm_build_help"]):
         raise UserError(f"{image}: its trtllm-build does not know {', '.join(unknown)}; see {out / 'provenance.json'}")
 

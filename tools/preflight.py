@@ -63,7 +63,7 @@ def missing_images(images, docker_answers):
         missing.append("Docker: no engine answers; install Docker with the NVIDIA container toolkit and start it")
     for reference in references:
         if reference.endswith("UNRESOLVED"):
-            missing.append(f"image: {reference.removeprefix('docker://')} has no digest yet; `make lock` resolves it")
+            missing.append(f"image: {reference.removeprefix('docker://')} has no digest yet; `make digests` resolves it")
     return missing
 
 

@@ -89,7 +89,7 @@ def writeup(engine, tmp_path_factory):
     """The profile writeup run in a copied tree, with the double images and a GPU that nvidia-smi names, fewer loads:
     (tree, variables, what dvc said)."""
     folder = tmp_path_factory.mktemp("writeup")
-    tree = copy_tree(folder / "tree")
+    tree = copy_tree(folder / "my prömpts (attempt 2)")
     run_in(tree, "git", "init", "--quiet")
     assert run_in(tree, "make", "profile", "PROFILE=writeup").returncode == 0
     environment = lay_packages_on_an_image(tree, folder / "wheels")

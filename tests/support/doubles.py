@@ -85,6 +85,10 @@ def checkpoint(given):
     """quantize.py and convert_checkpoint.py: config.json and one file a rank."""
     if not Path(given["--model_dir"], "config.json").is_file():
         raise BrokenContract(f"{given['--model_dir']}: no model there")
+    # The quantiser's own tests of a path: get_hf_config and get_model in quantize_by_modelopt.py, its data sets.
+    for name, words in (("--model_dir", ("mpt", "vila")), ("--calib_dataset", ("cnn_dailymail", "scienceqa"))):
+        if taken := [word for word in words if word in str(given.get(name, ""))]:
+            raise BrokenContract(f"{name} {given[name]}: taken for {taken[0]}")
     awq = "int4_awq" in (given.get("--qformat"), given.get("--weight_only_precision"))
     if awq:
         rows = Path(given["--calib_dataset"], "train.jsonl").read_text().removesuffix("\n").split("\n")

@@ -146,6 +146,8 @@ def test_an_image_with_other_versions_or_without_a_flag_is_told(monkeypatch):
 @pytest.fixture
 def built(tree, tmp_path):
     """built(VARIANT) runs the stage with the doubles in a copied tree; gives the output folder."""
+    # A path that the quantiser would take for other models, and that a shell splits.
+    tree = tree.rename(tmp_path / "my prömpts (attempt 2)")
     results = tree / "results" / "embedded"
     files = {
         "base_model/model/config.json": "{}",

@@ -59,7 +59,7 @@ def test_docker_and_every_unresolved_image_are_named_once():
     }
     docker, image = missing_images(images, docker_answers=False)
     assert docker.startswith("Docker: no engine answers") and "start it" in docker
-    assert image == "image: example.org/b:2@sha256:UNRESOLVED has no digest yet; `make lock` resolves it"
+    assert image == "image: example.org/b:2@sha256:UNRESOLVED has no digest yet; `make digests` resolves it"
     assert missing_images(images, docker_answers=True) == [image]
 
 
