@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 
+from lib.core.gpu import use_gpus
 from lib.core.parent import die_with_parent
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run, write_json
@@ -113,6 +114,7 @@ def main():
     lora = read_params(Lora)
     method, p = with_variant(read_params(Finetune), variant)
     check_sharded(p, variant)
+    use_gpus(p.gpus)
     base = read_json(results("base_model") / "metrics.json")
     data = read_json(results("dataset") / "metrics.json")
 

@@ -6,7 +6,16 @@ import pytest
 from conftest import REPO
 
 from lib.core.stage import UserError
-from tools.lock import ask_registry, compile_command, compile_environment, main, recorded, resolve_command, with_digests, with_locks
+from tools.lock import (
+    ask_registry,
+    compile_command,
+    compile_environment,
+    main,
+    recorded,
+    resolve_command,
+    with_digests,
+    with_locks,
+)
 
 KNOWN = "a" * 64
 TEXT = f"""\
