@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from lib.analysis.own_figures import all_checks, card_limits
 from lib.claims.claims import load_claims
 from lib.claims.format import show
-from lib.claims.judge import settle
 from lib.claims.kinds import EVIDENCE, VERDICTS
 from lib.claims.runs import run_facts, runs
+from lib.claims.settle import settle
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, read_params, results, run
 

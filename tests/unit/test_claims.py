@@ -12,9 +12,9 @@ import pytest
 from lib.analysis.own_figures import all_checks, card_limits
 from lib.claims import judge, kinds
 from lib.claims.claims import load_claims, read_claim
-from lib.claims.judge import settle
 from lib.claims.kinds import CARD, CONTRADICTED, OTHER_CARD, UNANSWERED, VERDICTS
 from lib.claims.runs import lookup, runs
+from lib.claims.settle import settle
 from lib.core.stage import UserError, load_yaml, read_json, write_json
 from stages import claims
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import REPO, run_in
 
 from lib.claims.claims import load_claims
-from lib.claims.judge import settle
+from lib.claims.settle import settle
 from lib.estimate.calibration import bounded_bands, calibration_row, judge, make_bands, point_bands
 from lib.estimate.points import card_of, not_calibrated
 from lib.report import estimate as chapter

@@ -8,7 +8,7 @@ import json
 from conftest import REPO
 
 from lib.claims.claims import load_claims
-from lib.claims.judge import settle
+from lib.claims.settle import settle
 from lib.core.stage import read_json, write_json
 from lib.multilora.isolation import compared
 from lib.report import streaming_and_adapters
