@@ -24,6 +24,7 @@ from lib.serving.monitor import Watch
 from lib.serving.process import run_client, serving, session
 from lib.serving.servers import read_metrics
 
+LEAST_RATE = 40  # output tokens a second: a third of a 7 B model's at one user on an H100 PCIe, the slowest card for it
 CUT_SHORT = 75  # exit code of a sweep that BUDGET ended: EX_TEMPFAIL, run it again
 
 
@@ -35,6 +36,13 @@ def key(p, name, images):
     return fingerprint([params, images], dependencies(f"bench@{name}"))
 
 
+def limit(p, point):
+    """Seconds after which a point has failed: bench.point_seconds for the client's start and the prompts, and what its
+    answers take at LEAST_RATE."""
+    requests = p.requests(point.concurrency) + p.warmup(point.concurrency)
+    return p.point_seconds + round(requests * point.output_tokens / LEAST_RATE)
+
+
 def measure(p, server, point, client_image, process, strangers, work):
     """One point: genai-perf, its numbers, the server's own counts, the certificate; in points/ when it is whole."""
     p = p.with_variant(point.variant)
@@ -44,7 +52,7 @@ def measure(p, server, point, client_image, process, strangers, work):
     watch, before = Watch(server, partial(session, process)), read_metrics(server, server.counters)
     command = ["containers/run", client_image, *client_command(p, server, point, work)]
     log = work / f"client-{point}.log"
-    run_client("genai-perf", command, log, process, p.point_seconds, "bench.point_seconds", watch)
+    run_client("genai-perf", command, log, process, limit(p, point), "bench.point_seconds and its tokens", watch)
     after = read_metrics(server, server.counters)
     counted = {name: after[name] - before[name] for name in before.keys() & after.keys()}
     asked = {
