@@ -99,7 +99,7 @@ def results_of(tree):
     return tree / "results" / "embedded" / "bench" / "base"
 
 
-def test_lengths_that_the_server_cannot_take_are_refused_before_it_starts(bench):
+def test_lengths_above_the_servers_limit_are_refused_at_once(bench):
     lengths = {"lengths": [[64, 32], [2000, 100]], "server_options": ["--max-model-len=2048"]}
     set_params(bench.tree, bench=lengths | {"servers": ["vllm"]})
     assert error_of(bench()).startswith(
@@ -132,7 +132,7 @@ def test_a_sweep_writes_points_raw_files_and_what_made_them(bench):
     assert kept == {"bench-base.seconds.json", "bench-base.lock"}
 
 
-def test_a_server_that_is_not_to_be_measured_stands_as_not_measured(bench):
+def test_a_server_that_was_left_out_is_not_measured(bench):
     set_params(bench.tree, bench={"servers": []})
     done = bench()
     assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ def test_a_server_that_is_not_to_be_measured_stands_as_not_measured(bench):
     assert not (bench.tree / "server.pid").exists()
 
 
-def test_a_repository_that_was_not_built_stands_as_not_measured_with_its_reason(bench):
+def test_a_repository_that_was_not_built_gives_its_reason(bench):
     path = bench.tree / "results" / "embedded" / "repository" / "base" / "repository.json"
     path.write_text('{"not_built": "params.yaml: repository.engine is none"}')
     assert bench().returncode == 0
@@ -180,7 +180,7 @@ def test_a_taken_port_stops_the_sweep_before_the_server_starts(bench):
     assert not (bench.tree / "server.pid").exists()
 
 
-def test_a_sweep_whose_server_is_killed_goes_on_at_the_missing_point(bench):
+def test_a_sweep_whose_server_was_killed_resumes(bench):
     done = bench(client="kills the server 4")
     assert error_of(done) == f"error: the server stopped ({exit_words(-9)}) while it was measured"
     assert "1 of 3 points are finished and kept in .work/embedded/bench-base-" in done.stderr
@@ -213,7 +213,7 @@ def test_points_of_other_parameters_are_not_gone_on_with(bench):
     assert (bench.tree / "calls").read_text().split() == ["1", "4", "2"]
 
 
-def test_an_invalid_point_is_written_as_such_and_measured_again_by_the_same_server_and_when_the_sweep_goes_on(bench):
+def test_an_invalid_point_is_written_and_measured_again(bench):
     set_params(bench.tree, bench={"lengths": [[64, 64]]})
     assert error_of(bench(client="fails 4")).startswith("error: genai-perf failed (exit code 1); its output: .work/")
     done = bench(client="measures", calls="")
@@ -248,7 +248,7 @@ def test_a_variant_that_can_never_be_valid_is_measured_once(bench):
         ("writes it twice", "2 files *_genai_perf.json, want 1; measure this point again, in an empty folder"),
     ],
 )
-def test_a_file_that_the_client_spoiled_ends_the_sweep_and_costs_that_point_only(bench, behaviour, message):
+def test_a_spoiled_client_file_costs_that_point_only(bench, behaviour, message):
     done = bench(client=f"{behaviour} 4")
     assert message in error_of(done) and "1 of 3 points are finished and kept" in done.stderr
     assert bench(client="measures", calls="").returncode == 0
@@ -297,7 +297,7 @@ def took(monkeypatch):
     return measured
 
 
-def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_path, monkeypatch, took):
+def test_a_budget_ends_between_points_that_span_the_sweep(tmp_path, monkeypatch, took):
     p = Bench(**PARAMS | {"servers": ["vllm"], "concurrency": [1, 2, 4, 8], "repeats": 2})
     monkeypatch.setenv("BUDGET", "25s")
     sweep("base", p, every_input(), {"client": "host:"}, tmp_path / "work")
@@ -307,7 +307,7 @@ def test_a_budget_ends_between_two_points_and_what_is_there_spans_the_sweep(tmp_
     assert took[3:] == [("vllm", level) for level in (2, 1, 8, 4, 2)]
 
 
-def test_what_others_on_the_gpu_spoiled_is_measured_again_by_another_start_only(tmp_path, monkeypatch, took):
+def test_a_point_spoiled_by_others_waits_for_another_start(tmp_path, monkeypatch, took):
     monkeypatch.setattr("lib.bench.sweep.other_gpu_processes", lambda: [4711])
     p = Bench(**PARAMS | {"servers": ["vllm"], "concurrency": [1, 2], "repeats": 1})
     sweep("base", p, every_input(), {"client": "host:"}, tmp_path / "work")

@@ -7,7 +7,7 @@ from lib.bench.experiments import Bench, Clock, Point, coarse_to_fine, seconds_o
 from lib.core.stage import UserError
 
 
-def test_servers_take_turns_there_and_back_and_neighbours_share_a_start():
+def test_servers_take_turns_and_neighbours_share_a_start():
     p = Bench(**PARAMS | {"repeats": 3, "concurrency": [1]})
     order = [(server, [point.repeat for point in group]) for server, group in visits(p)]
     assert order == [("triton", [1]), ("vllm", [1, 2]), ("triton", [2, 3]), ("vllm", [3])]

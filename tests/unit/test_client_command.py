@@ -10,7 +10,7 @@ from lib.serving import servers
 from lib.serving.clients import client_command
 
 
-def test_genai_perf_drives_triton_with_a_pinned_length_and_an_adapter(embedded):
+def test_triton_gets_a_pinned_length_and_an_adapter(embedded):
     command = client_command(
         Bench(**PARAMS), servers.Triton("lora", every_input()), Point("triton", 64, 32, 4, "corrected", 1), Path("W")
     )
@@ -23,7 +23,7 @@ def test_genai_perf_drives_triton_with_a_pinned_length_and_an_adapter(embedded):
     )
 
 
-def test_genai_perf_drives_vllm_with_the_same_prompts_and_the_adapter_by_name(embedded):
+def test_vllm_gets_the_same_prompts_and_the_adapter_by_name(embedded):
     command = client_command(
         Bench(**PARAMS), servers.Vllm("lora", every_input()), Point("vllm", 64, 32, 1, "corrected", 2), Path("W")
     )
@@ -36,7 +36,7 @@ def test_genai_perf_drives_vllm_with_the_same_prompts_and_the_adapter_by_name(em
     )
 
 
-def test_the_writeups_client_sends_its_own_prompts_to_the_chat_endpoint_and_leaves_the_length_free(embedded):
+def test_the_writeups_client_chats_with_prompts_of_its_own(embedded):
     changes = {"pinned": False, "endpoint": "chat", "prompts": "synthetic", "warmup_requests": 0}
     p = Bench(**PARAMS | changes | {"min_requests": 10, "requests_per_stream": 2})
     command = client_command(

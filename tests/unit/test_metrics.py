@@ -89,13 +89,13 @@ def test_repeats_are_summed_up_as_medians_with_an_interval():
     assert len(summed["repeats"]) == 3 and "repeat" not in summed
 
 
-def test_an_invalid_repeat_stays_in_the_data_and_out_of_the_median():
+def test_an_invalid_repeat_stays_out_of_the_median():
     summed = metrics.summed_up([repeat(9.0), repeat(1.0, valid=False), repeat(11.0), repeat(10.0)])
     assert summed["rate"] == 10.0 and summed["intervals"]["rate"][0] == 9.0
     assert summed["valid"] and summed["invalid_reasons"] == ["2 of 8 requests failed"]
 
 
-def test_a_point_without_a_valid_repeat_is_invalid_and_two_repeats_have_no_interval():
+def test_no_valid_repeat_no_point_two_repeats_no_interval():
     assert not metrics.summed_up([repeat(9.0, valid=False)] * 3)["valid"]
     assert metrics.summed_up([repeat(9.0), repeat(10.0)])["intervals"] == {}
 

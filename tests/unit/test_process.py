@@ -10,7 +10,7 @@ from lib.core.stage import UserError
 from lib.serving import process as serving_process
 
 
-def test_a_program_that_ignores_the_signal_is_killed_with_its_children(tmp_path, monkeypatch):
+def test_a_stubborn_program_is_killed_with_its_children(tmp_path, monkeypatch):
     monkeypatch.setattr(serving_process, "STOP_SECONDS", 0.5)
     stubborn = "trap '' TERM; sleep 600 & sleep 600"
     with serving_process.started(["bash", "-c", stubborn], tmp_path / "log") as process:

@@ -21,15 +21,13 @@ def single_requests(tmp_path, name, change=lambda text: text):
 
 
 @pytest.mark.parametrize(("name", "verdict", "first"), [("steady", "pass", 0.08), ("drifting", "fail", 0.28)])
-def test_a_server_that_gets_faster_while_it_is_measured_is_found_in_genai_perfs_own_record(
-    tmp_path, name, verdict, first
-):
+def test_a_server_that_gets_faster_during_a_point_is_found(tmp_path, name, verdict, first):
     latencies = single_requests(tmp_path, name)
     assert len(latencies) == 12 and latencies[0] == pytest.approx(first, rel=0.05)
     assert steady(latencies)[0] == verdict
 
 
-def test_requests_count_in_the_order_of_sending_and_not_of_the_file(tmp_path):
+def test_requests_count_in_the_order_of_sending(tmp_path):
     def backwards(text):
         data = json.loads(text)
         data["experiments"][0]["requests"].reverse()
@@ -58,7 +56,7 @@ def checked(point=None, asked=None, counted=None, seen=None, strangers=(), laten
     return {one["check"]: (one["verdict"], one["reason"]) for one in checks}
 
 
-def test_a_point_that_did_what_was_asked_on_a_quiet_gpu_passes_every_check():
+def test_what_was_asked_on_a_quiet_gpu_passes_every_check():
     assert {verdict for verdict, _ in checked().values()} == {"pass"}
 
 
@@ -106,7 +104,7 @@ def test_each_way_to_measure_something_else_is_found_and_named(change, check, ve
     assert [name for name, (other, _) in found.items() if other != "pass"] in ([check], [])
 
 
-def test_a_card_at_its_own_power_limit_is_valid_and_says_how_often():
+def test_a_card_at_its_power_limit_is_valid_and_says_so():
     assert checked()["GPU clocks"][1].endswith("at its power limit in 25% of the samples")
 
 
@@ -115,7 +113,7 @@ def sample(seconds, running, client, server, everything):
             "all_cpu_seconds": everything}  # fmt: skip
 
 
-def test_the_cpu_of_client_server_and_others_is_told_apart_while_requests_run():
+def test_cpu_time_is_split_into_client_server_and_others():
     watch = Watch(servers.Vllm("base", every_input()), list)
     watch.samples = [
         sample(0, 0, 0, 0, 0), sample(1, 2, 5, 1, 8), sample(2, 4, 5.25, 2.5, 10), sample(3, 4, 5.5, 4, 12),

@@ -49,7 +49,7 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="base",
         (VLLM_METRICS, None, None),
     ],
 )
-def test_how_many_guessed_tokens_were_right_is_read_from_a_server_that_guesses(text, guessed, right):
+def test_the_accepted_draft_tokens_are_read_from_the_server(text, guessed, right):
     counted = servers.sums(text, servers.Vllm.counters)
     assert metrics.guess_counts(counted) == {"guessed_tokens": guessed, "guessed_right": right}
 
