@@ -1,5 +1,5 @@
 # Names for people. What depends on what stands in dvc.yaml.
-.PHONY: help reproduce doctor profile report chat serve experiments bench streaming multilora client-accuracy speedups quickstart-vllm quickstart-trtllm estimate publish test check lock
+.PHONY: help reproduce doctor profile report chat serve experiments bench streaming multilora client-accuracy speedups quickstart-vllm quickstart-trtllm estimate publish test check digests lock
 TOOLS = containers/run venv:tools
 
 help:       ## this list
@@ -41,5 +41,7 @@ check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and sta
 	@$(TOOLS) python -m pytest tests/graph/test_pipeline.py
 test:       ## 9 to 13 min, no GPU: all tests, with the real servers
 	@$(TOOLS) python -m pytest -n 2 --no-loadscope-reorder tests
+digests:    ## seconds, network: find the digests of the images that have none yet; no environment changes
+	@$(TOOLS) python -m tools.lock --digests
 lock:       ## a minute, network: lock the environments anew, resolve image digests
 	@$(TOOLS) python -m tools.lock

@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from lib.analysis.own_figures import all_checks, card_limits
 from lib.claims.claims import load_claims
 from lib.claims.format import show
-from lib.claims.judge import settle
 from lib.claims.kinds import EVIDENCE, VERDICTS
 from lib.claims.runs import run_facts, runs
+from lib.claims.settle import settle
 from lib.core.provenance import write_metrics
-from lib.core.stage import read_params, results, run
+from lib.core.stage import UserError, read_params, results, run
 
 
 @dataclass
 class Claims:
     tolerance: float
+
+    def __post_init__(self):
+        if not 0 <= self.tolerance < 1:
+            raise UserError(f"params.yaml: claims.tolerance is {self.tolerance}; use a share from 0, below 1")
 
 
 def counts(claims):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from lib.client_accuracy.truth import COUNTERS, counted, judged
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, read_json, read_params, results, run, write_json
+from lib.core.stage import UserError, check_bounds, read_json, read_params, results, run, write_json
 from lib.core.web import open_url
 from lib.serving.clients import CLIENTS, Load, warm_up
 from lib.serving.process import run_client, serving
@@ -77,9 +77,10 @@ class ClientAccuracy:
             raise UserError(
                 f"params.yaml: client_accuracy.server_concurrency is {self.server_concurrency}; use whole numbers from 1"
             )
-        for name, least in (("input_tokens", 1), ("output_tokens", 2), ("requests_per_stream", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"params.yaml: client_accuracy.{name} is {getattr(self, name)}; use {least} or more")
+        ones = ("input_tokens", "requests_per_stream", "ready_seconds", "run_seconds")
+        check_bounds(
+            "client_accuracy", self, dict.fromkeys(ones, 1) | {"output_tokens": 2, "warmup_requests": 0, "seed": 0}
+        )
 
     def load(self, model, concurrency, out, run_name):
         """What a client is to do at that concurrency; its own files go to raw/RUN_NAME."""

@@ -4,7 +4,7 @@ The persona rows as prompt and completion, split into training and validation.
 in:   data/persona.jsonl                              {"instruction", "output"} a line
 out:  results/<profile>/dataset/corrected/{train,validation}.jsonl   {"prompt", "completion"}, by dataset.template
       results/<profile>/dataset/published/{train,validation}.jsonl   the same rows in the writeup's own string
-      results/<profile>/dataset/tokens.json           tokens of every row, by arm and part, for the memory's prediction
+      results/<profile>/dataset/tokens.json           tokens of every row, by variant and part, for stage vram
       results/<profile>/dataset/metrics.json          counts, and one sample's token ids under every template
 """
 
@@ -103,11 +103,11 @@ def main():
     train, validation = split(rows, p)
     check_style_prompts(load_yaml("params.yaml")["style"]["prompts"], validation)
     tokens = {"corrected": {}, "published": {}}
-    for arm, template in (("corrected", p.template), ("published", "published")):
+    for variant, template in (("corrected", p.template), ("published", "published")):
         for name, part in (("train", train), ("validation", validation)):
             pairs = [as_pair(row, template, p.system_prompt) for row in part]
-            write_jsonl(out / arm / f"{name}.jsonl", pairs)
-            tokens[arm][name] = [trained_tokens(tokenizer, pair) for pair in pairs]
+            write_jsonl(out / variant / f"{name}.jsonl", pairs)
+            tokens[variant][name] = [trained_tokens(tokenizer, pair) for pair in pairs]
     write_json(out / "tokens.json", tokens)
     lengths = [length for part in tokens["corrected"].values() for length in part]
     write_metrics(

@@ -15,7 +15,7 @@ out:  results/<profile>/engine/VARIANT/engine/           config.json, rank<N>.en
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from lib.core.gpu import architecture
 from lib.core.provenance import write_metrics
@@ -24,6 +24,7 @@ from lib.core.stage import (
     check_bounds,
     fingerprint,
     flags,
+    load_yaml,
     patched,
     read_json,
     read_params,
@@ -46,7 +47,7 @@ KNOWN_DATASETS = ("cnn_dailymail", "scienceqa", "science_qa")
 @dataclass
 class Engine:
     variants: list
-    arms: dict
+    definitions: dict
     route: str
     dtype: str
     weights: str
@@ -65,9 +66,6 @@ class Engine:
         for name, allowed in (("route", ROUTES), ("dtype", DTYPES), ("weights", ("int4_awq", "full"))):
             if getattr(self, name) not in allowed:
                 raise UserError(f"params.yaml: engine.{name} is {getattr(self, name)!r}; use {', '.join(allowed)}")
-        for name in ("calib_size", "max_batch_size", "max_input_len", "max_lora_rank", "tp_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"params.yaml: engine.{name} is {getattr(self, name)}; use 1 or more")
         if self.max_seq_len <= self.max_input_len:
             raise UserError(
                 f"params.yaml: engine.max_seq_len is {self.max_seq_len}, which leaves nothing to answer behind "
@@ -77,11 +75,16 @@ class Engine:
             raise UserError(f"params.yaml: engine.lora_target_modules has {unknown[0]!r}; use {', '.join(MODULE_IDS)}")
 
 
-def with_arm(p, variant):
-    """The parameters of a variant: `corrected` is the section as it stands, any other an arm of it."""
-    if variant != "corrected" and variant not in p.arms:
-        raise UserError(f"params.yaml: engine has no variant {variant!r}; use corrected, {', '.join(p.arms)}")
-    return patched(p, p.arms.get(variant, {}), f"engine.arms.{variant}", ("variants", "arms"))
+def with_variant(p, variant):
+    """The parameters of a variant: `corrected` is the section as it stands, any other a patch of it."""
+    if variant != "corrected" and variant not in p.definitions:
+        raise UserError(f"params.yaml: engine has no variant {variant!r}; use corrected, {', '.join(p.definitions)}")
+    return patched(p, p.definitions.get(variant, {}), f"engine.definitions.{variant}", ("variants", "definitions"))
+
+
+def with_room(p, rank):
+    """The parameters with an engine.max_lora_rank that takes adapters of this rank, as lora.r gives it."""
+    return replace(p, max_lora_rank=max(p.max_lora_rank, rank))
 
 
 def checkpoint_command(p, model, calibration, out):
@@ -94,7 +97,7 @@ def checkpoint_command(p, model, calibration, out):
         cache = {"kv_cache_dtype": "int8"} if p.int8_kv_cache else {}
         return ["python3", QUANTIZE, *flags({**shared, **form, **cache, **calibrated})]
     # Without --int8_kv_cache this script would not calibrate at all, and --per_group is read for QServe only: the
-    # published arm keeps both as they were written.
+    # variant published keeps both as they were written.
     form = {"use_weight_only": True, "weight_only_precision": "int4_awq"} if awq else {}
     cache = {"int8_kv_cache": True} if p.int8_kv_cache else {}
     published = {"per_group": True} if awq else {}
@@ -114,8 +117,8 @@ def build_command(p, checkpoint, out):
 
 def write_calibration(rows, folder):
     """A local data set as the quantiser reads one: a folder whose train split has a `text` column."""
-    if known := [name for name in KNOWN_DATASETS if name in str(folder.resolve()).lower()]:
-        raise UserError(f"{folder.resolve()}: the quantiser takes a path with {known[0]!r} in it for that data set")
+    if known := [name for name in KNOWN_DATASETS if name in str(folder).lower()]:
+        raise UserError(f"{folder}: the quantiser takes a path with {known[0]!r} in it for that data set")
     folder.mkdir(parents=True, exist_ok=True)
     pairs = [json.loads(line) for line in rows.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
     texts = [{"text": pair["prompt"] + pair["completion"]} for pair in pairs]
@@ -157,14 +160,13 @@ def build(p, variant, image, out):
         raise UserError(f"engine {variant}: nvidia-smi finds no GPU; an engine is built for the GPU that serves it")
     inside = look(image)
     model, rows = results("base_model") / "model", results("dataset") / "corrected" / "train.jsonl"
-    settings = {name: value for name, value in asdict(p).items() if name not in ("variants", "arms")}
+    settings = {name: value for name, value in asdict(p).items() if name not in ("variants", "definitions")}
     made_by = results("base_model") / "metrics.json"  # says which weights they are, and is read faster than they are
     work = work_dir(f"engine-{variant}", fingerprint([settings, image, gpu], [made_by, rows]))
     checkpoint, engine = work / "checkpoint", work / "engine"
-    commands = [
-        checkpoint_command(p, model.resolve(), (work / "calibration").resolve(), checkpoint.resolve()),
-        build_command(p, checkpoint.resolve(), engine.resolve()),
-    ]
+    # From the project's root: quantize.py takes a model below a folder with "mpt" or "vila" in its name, such as
+    # "attempt", for one of those families.
+    commands = [checkpoint_command(p, model, work / "calibration", checkpoint), build_command(p, checkpoint, engine)]
     if unknown := unknown_flags(commands[1], inside["trtllm_build_help"]):
         raise UserError(f"{image}: its trtllm-build does not know {', '.join(unknown)}; see {out / 'provenance.json'}")
 
@@ -200,7 +202,7 @@ def main():
     if len(sys.argv) != 3:
         raise UserError("usage: python -m stages.engine VARIANT IMAGE")
     variant, image = sys.argv[1:]
-    p = with_arm(read_params(Engine), variant)
+    p = with_room(with_variant(read_params(Engine), variant), load_yaml("params.yaml")["lora"]["r"])
     out = results("engine") / variant
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """
-Fine-tune the base model with LoRA or QLoRA: python -m stages.finetune VARIANT, where VARIANT is METHOD or METHOD-ARM
-(lora, qlora, lora-published); an arm is a patch of this stage's parameters, named in params.yaml.
+Fine-tune the base model with LoRA or QLoRA: python -m stages.finetune VARIANT, where VARIANT is METHOD or METHOD-NAME
+(lora, qlora, lora-published); NAME is a patch of this stage's parameters in experiments.yaml: finetune.definitions.
 
 in:   results/<profile>/base_model/model/, results/<profile>/dataset/
 out:  results/<profile>/finetune/VARIANT/adapter/      the adapter with the best validation loss
@@ -24,12 +24,13 @@ import subprocess
 import sys
 import time
 
+from lib.core.gpu import use_gpus
 from lib.core.parent import die_with_parent
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run, write_json
 from lib.core.work import work_dir
 from lib.training.checks import prove
-from lib.training.config import Finetune, Lora, check_sharded, with_arm
+from lib.training.config import Finetune, Lora, check_sharded, with_variant
 from lib.training.flops import flops_per_token, utilisation
 from lib.training.memory import MemorySampler
 from lib.training.speed import attention_kernels
@@ -111,12 +112,13 @@ def on_several_gpus(p, variant):
 def main():
     variant = sys.argv[1]
     lora = read_params(Lora)
-    method, p = with_arm(read_params(Finetune), variant)
+    method, p = with_variant(read_params(Finetune), variant)
     check_sharded(p, variant)
+    use_gpus(p.gpus)
     base = read_json(results("base_model") / "metrics.json")
     data = read_json(results("dataset") / "metrics.json")
 
-    settings = {key: value for key, value in dataclasses.asdict(p).items() if key not in ("variants", "arms")}
+    settings = {key: value for key, value in dataclasses.asdict(p).items() if key not in ("variants", "definitions")}
     inputs = [results("base_model") / "model" / "config.json", *sorted((results("dataset") / p.template).iterdir())]
     # Random weights of another seed have the same config: what names the model belongs to the key of the work too.
     model = [base[key] for key in ("name", "source", "revision", "shape", "seed")]

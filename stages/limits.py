@@ -10,6 +10,7 @@ out:  results/<profile>/limits/limits.json   each probe with its median, least a
 import statistics
 from dataclasses import dataclass
 
+from lib.core.gpu import torch_device
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, read_json, read_params, results, run
 from lib.training.flops import product, rate
@@ -126,7 +127,7 @@ def main():
 
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device()
     name = torch.cuda.get_device_name() if device == "cuda" else f"{machine['cpu']}, {torch.get_num_threads()} threads"
     kinds = PROBES | (ON_A_CPU if device == "cpu" else {})
     found = {limit: {one: probed(make, device, p) for one, make in probes.items()} for limit, probes in kinds.items()}

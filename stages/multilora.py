@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 from lib.core.graph import dependencies
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, fingerprint, flags, read_json, read_params, results, run, write_json
+from lib.core.stage import UserError, check_bounds, fingerprint, flags, read_json, read_params, results, run, write_json
 from lib.core.work import work_dir
 from lib.multilora.cost import POPULARITY, load_adapter, point, study_rank
 from lib.multilora.isolation import AskedModel, Asking, proof, said
 from lib.serving.process import serving
-from lib.serving.servers import ADAPTERS, SERVERS, URL, Inputs
+from lib.serving.servers import ADAPTERS, SERVERS, URL, Inputs, max_lora_rank
 from lib.streaming.load import begin, write_not_measured
 from lib.trtllm.adapters import TASKS
 
@@ -55,7 +55,18 @@ class Multilora:
             raise UserError(f"params.yaml: multilora.servers has {unknown[0]!r}; use triton, vllm")
         if unknown := [name for name in self.popularity if name not in POPULARITY]:
             raise UserError(f"params.yaml: multilora.popularity has {unknown[0]!r}; use {', '.join(POPULARITY)}")
-        if not self.adapters or self.adapters != sorted(set(self.adapters)) or self.adapters[0] < 1:
+        ones = (
+            "proof_tokens",
+            "max_loras",
+            "concurrency",
+            "requests",
+            "output_tokens",
+            "ready_seconds",
+            "client_seconds",
+        )
+        check_bounds("multilora", self, dict.fromkeys(ones, 1) | {"seed": 0})
+        numbers = all(type(count) is int for count in self.adapters)
+        if not (numbers and self.adapters and self.adapters == sorted(set(self.adapters)) and self.adapters[0] > 0):
             raise UserError(f"params.yaml: multilora.adapters is {self.adapters}; use growing numbers from 1")
         if any(rank not in (8, 16, 32, 64, 128, 256) for rank in self.ranks):
             raise UserError(f"params.yaml: multilora.ranks is {self.ranks}; vLLM takes 8, 16, 32, 64, 128, 256")
@@ -128,16 +139,19 @@ def exactly(machine):
     return "float32", [], ["--dtype", "float32"]
 
 
-def commands(p, image, server, exact):
-    """{name: command} of the servers: one without LoRA, one for the exact proof, one for each rank; exact: what
-    exactly() gives."""
+def commands(p, image, server, exact, rank_of_ours):
+    """{name: command} of the servers: one without LoRA, one for the exact proof, one for each rank.
+
+    exact: what exactly() gives. rank_of_ours: the least --max-lora-rank of the two servers that load our adapters.
+    """
     plain, start = server.command(p.server_options), ["containers/run", image]
     updating = [*start, "env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]  # adapters are loaded while it runs
     precision, environment, words = exact
+    room = max(p.ranks[0], rank_of_ours)
     return {
         "none": [*start, *plain],
-        precision: [*updating, *environment, *with_lora(p, plain, p.ranks[0], *words)],
-        **{rank: updating + with_lora(p, plain, rank) for rank in p.ranks},
+        precision: [*updating, *environment, *with_lora(p, plain, room, *words)],
+        **{rank: updating + with_lora(p, plain, room if rank == p.ranks[0] else rank) for rank in p.ranks},
     }
 
 
@@ -146,7 +160,8 @@ def measure_vllm(p, images, out):
     of the exact proof fail, its reason stands in its place."""
     server = SERVERS["vllm"]("base", inputs())
     exact = exactly(read_json(results("machine") / "machine.json"))
-    runs, work = commands(p, images[0], server, exact), working_folder(p, images)
+    ours = max_lora_rank(results("finetune") / name / "adapter" for name in ADAPTERS)
+    runs, work = commands(p, images[0], server, exact, ours), working_folder(p, images)
     found = {"proof": {}, "points": [], "server_command": runs[p.ranks[0]]}
     for name, command in runs.items():
         try:
@@ -185,7 +200,7 @@ def measure_server(p, asking, name, exact):
     """{proof, points} that a running vLLM is there for; name: "none", a rank, or the exact precision."""
     proofs, points = {}, []
     if name == "none":
-        none = {"arm": "none", "adapters": 0, "popularity": None, "rank": None, "slots": 0,
+        none = {"variant": "none", "adapters": 0, "popularity": None, "rank": None, "slots": 0,
                 "adapter_bytes": None, "load_seconds": None}  # fmt: skip
         points.append(none | point(p, asking, "none", [], None))
     if name in (exact, p.ranks[0]):

@@ -19,7 +19,7 @@ def short_points(experiment):
     names = (RATE, "ttft_ms_p50", "itl_ms_p50")
     short = {}
     for point in experiment["points"]:
-        if point["valid"] and point["arm"] == "corrected":
+        if point["valid"] and point["variant"] == "corrected":
             load = f"{point['input_tokens_asked']}-{point['output_tokens_asked']}-c{point['concurrency']}"
             numbers = {name: point["numbers"][name]["value"] for name in names}
             short.setdefault(point["server"], {})[load] = numbers

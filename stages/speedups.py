@@ -2,11 +2,11 @@
 Five ways to speed up a local model, held against doing nothing, and Transformers against vLLM on a list of prompts:
 python -m stages.speedups pytorch=IMAGE triton=IMAGE vllm=IMAGE
 
-One process for each method and arm (stages/workers/generate_one.py) and for each system (stages/workers/generate_batches.py), one after the
-other, in the environment that has it. A run that is killed goes on with the next.
+One process a method and variant (stages/workers/generate_one.py) and one a system (stages/workers/generate_batches.py),
+one after the other, each in its environment. A run that was killed resumes with the next.
 
 in:   results/<profile>/machine/machine.json, limits/limits.json, base_model, dataset (prompts and answer lengths)
-out:  results/<profile>/speedups/speedups.json   rows: a method in an arm; systems: many prompts at once
+out:  results/<profile>/speedups/speedups.json   rows: a method in a variant; systems: many prompts at once
       results/<profile>/speedups/raw             every answer of every row, and what the processes printed
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from lib.analysis.roofline import rates
 from lib.core.graph import dependencies
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, fingerprint, read_json, read_params, results, run
+from lib.core.stage import UserError, check_bounds, fingerprint, read_json, read_params, results, run
 from lib.core.work import work_dir
 from lib.model.shapes import INDEX, shape_file
 from lib.serving.process import run_client
@@ -29,14 +29,14 @@ from lib.speedups.methods import METHODS, SYSTEMS
 from lib.speedups.rows import not_run, published_seconds, rows, systems
 from lib.speedups.tasks import run_tasks, tasks
 
-ARMS = ("published", "corrected")
+VARIANTS = ("published", "corrected")
 
 
 @dataclass
 class Speedups:
     model: str
     methods: list
-    arms: list
+    variants: list
     prompt: str
     answers: int
     max_new_tokens: int
@@ -58,7 +58,7 @@ class Speedups:
     run_seconds: int
 
     def __post_init__(self):
-        known = (("methods", METHODS), ("arms", ARMS), ("batch_systems", SYSTEMS))
+        known = (("methods", METHODS), ("variants", VARIANTS), ("batch_systems", SYSTEMS))
         for key, names in known:
             if unknown := [one for one in getattr(self, key) if one not in names]:
                 raise UserError(f"params.yaml: speedups.{key} has {unknown[0]!r}; use {', '.join(names)}")
@@ -66,9 +66,15 @@ class Speedups:
             raise UserError(
                 f"params.yaml: speedups.batch_environment is {self.batch_environment!r}; use pytorch, triton"
             )
-        for key in ("answers", "max_new_tokens", "batch_prompts", "batch_size", "batch_repeats"):
-            if getattr(self, key) < 1:
-                raise UserError(f"params.yaml: speedups.{key} is {getattr(self, key)}; use 1 or more")
+        ones = ("answers", "max_new_tokens", "lookup_tokens", "batch_prompts", "batch_size", "batch_repeats",
+                "max_model_len", "run_seconds")  # fmt: skip
+        zeros = ("top_k", "warmup", "vllm_kv_cache_mib", "seed")
+        check_bounds("speedups", self, dict.fromkeys(ones, 1) | dict.fromkeys(zeros, 0))
+        for key in ("temperature", "repetition_penalty"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"params.yaml: speedups.{key} is {getattr(self, key)}; use a number above 0")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"params.yaml: speedups.top_p is {self.top_p}; use a share above 0, at most 1")
 
     def common(self):
         """What every task holds."""
@@ -83,17 +89,17 @@ class Speedups:
             "vllm_kv_cache_mib": self.vllm_kv_cache_mib,
         }
 
-    def method_task(self, method, arm):
+    def method_task(self, method, variant):
         sampling = {key: getattr(self, key) for key in ("temperature", "top_p", "top_k", "repetition_penalty")}
         return self.common() | {
             "method": method,
-            "arm": arm,
+            "variant": variant,
             "prompt": self.prompt,
             "answers": self.answers,
             "max_new_tokens": self.max_new_tokens,
             "sampling": sampling,
             "lookup_tokens": self.lookup_tokens,
-            "warmup": self.warmup if arm == "corrected" else 0,
+            "warmup": self.warmup if variant == "corrected" else 0,
         }
 
     def batch_task(self, system):

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, read_json, read_params, results, run, write_json
+from lib.core.stage import UserError, check_bounds, read_json, read_params, results, run, write_json
 from lib.serving.process import run_client, serving
 from lib.serving.servers import SERVERS, URL, Inputs
 from lib.streaming.http import Request
@@ -46,9 +46,8 @@ class Streaming:
     def __post_init__(self):
         if unknown := [name for name in self.servers if name not in CLIENTS_OF]:
             raise UserError(f"params.yaml: streaming.servers has {unknown[0]!r}; use {', '.join(CLIENTS_OF)}")
-        for name in ("max_new_tokens", "repeats", "bls_requests", "bls_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"params.yaml: streaming.{name} is {getattr(self, name)}; use 1 or more")
+        ones = ("max_new_tokens", "repeats", "bls_requests", "bls_tokens", "ready_seconds", "client_seconds")
+        check_bounds("streaming", self, dict.fromkeys(ones, 1) | {"seed": 0})
         for name in ("bls_instances", "bls_concurrency"):
             if any(type(one) is not int or one < 1 for one in getattr(self, name)):
                 raise UserError(f"params.yaml: streaming.{name} is {getattr(self, name)}; use whole numbers from 1")

@@ -19,7 +19,7 @@ import statistics
 from dataclasses import dataclass
 
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, load_yaml, need, read_json, read_params, results, run
+from lib.core.stage import UserError, check_bounds, load_yaml, need, read_json, read_params, results, run
 from lib.model.load import load_to_answer
 from lib.text.rows import read_rows, write_jsonl
 from lib.text.style_measures import MEASURES, Answer
@@ -54,9 +54,8 @@ class Style:
     seed: int
 
     def __post_init__(self):
-        for key, least in (("prompts", 0), ("max_new_tokens", 1), ("batch", 1), ("bootstrap_samples", 100)):
-            if getattr(self, key) < least:
-                raise UserError(f"params.yaml: style.{key} is {getattr(self, key)}; use {least} or more")
+        least = {"prompts": 0, "max_new_tokens": 1, "batch": 1, "bootstrap_samples": 100, "seed": 0}
+        check_bounds("style", self, least)
 
 
 def held_out(path, p):

@@ -98,11 +98,9 @@ def options(p, rank, count, targets):
     if p.moe_backend != "none":
         found["moe_config"] = {"backend": p.moe_backend}
     if count:
-        if rank > p.max_lora_rank:
-            raise UserError(f"params.yaml: trtllm_serve.max_lora_rank is {p.max_lora_rank}, an adapter has {rank}")
         found["lora_config"] = {
             "lora_target_modules": sorted(MODULES[target] for target in targets),
-            "max_lora_rank": p.max_lora_rank,
+            "max_lora_rank": max(p.max_lora_rank, rank),
             "max_loras": count,
             "max_cpu_loras": count,
         }

@@ -1,7 +1,7 @@
 """
 Where the memory of fine-tuning goes, without a GPU: weights, gradients, optimiser and adapter of full fine-tuning, LoRA
 and QLoRA from a model's shape alone (so for 65 B on any machine), and the peak of each fine-tuning in params.yaml, with
-every arm, on an NVIDIA GPU (lib/memory_model/variants.py).
+every definition, on an NVIDIA GPU (lib/memory_model/variants.py).
 
 in:   data/shapes/*.json, results/<profile>/base_model/model/config.json, results/<profile>/dataset/tokens.json
 out:  results/<profile>/vram/vram.json   bytes of every term

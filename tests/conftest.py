@@ -19,6 +19,8 @@ from lib.core.stage import fingerprint, read_json, write_json
 from lib.serving.servers import Inputs
 from tools.profile import set_values
 
+pytest_plugins = ["bench_inputs"]
+
 REPO = Path(__file__).resolve().parents[1]
 
 # For tiny models, which are too small for more: two of them then run side by side, and their sums are always the same.

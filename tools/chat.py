@@ -20,7 +20,7 @@ import warnings
 from lib.core.stage import UserError, load_yaml, read_json, read_params, results, run
 from lib.model.load import load_to_answer
 from lib.text.templates import prompt_text
-from lib.training.config import Finetune, with_arm
+from lib.training.config import Finetune, with_variant
 from stages.chat import Chat, answer
 from stages.workers.stream_client import Text
 from tools import remote
@@ -43,7 +43,7 @@ def read_words():
         nargs="?",
         default="lora",
         metavar="ADAPTER",
-        help="lora (default), qlora, a variant with its arm as in lora-published, or none: the base model alone",
+        help="lora (default), qlora, another variant such as lora-published, or none: the base model alone",
     )
     parser.add_argument("--once", metavar="TEXT", help="answer this one question and end; stdout holds the answer only")
     parser.add_argument("--server", metavar="NAME", help="ask a running server: " + ", ".join(remote.ADDRESSES))
@@ -59,7 +59,7 @@ def choose(adapter):
         method, folder = "lora", None  # the base as LoRA has it: bf16
     else:
         try:
-            method, p = with_arm(read_params(Finetune), adapter)
+            method, p = with_variant(read_params(Finetune), adapter)
         except UserError as error:
             raise UserError(f"{error}; ADAPTER=none is the base model alone") from None
         folder = results("finetune") / adapter / "adapter"

@@ -15,9 +15,9 @@ from lib.core.stage import UserError, load_yaml, run
 from stages.machine import usable_memory_gib
 from tools.preflight import Estimate, checked, docker_answers, in_use, misfits, missing_images, missing_resources
 
-# Of the drivers that NVIDIA names for the images of 25.09 (CUDA 13.0 and 12.9). A data-centre GPU also runs them on an
-# older one, through the compatibility libraries inside the images.
-DRIVER = 575
+# What NVIDIA names for the newest of the images of 25.09, pytorch's (CUDA 13.0; tritonserver's wants 575). A data-centre
+# GPU may also run them on an older one, through the compatibility libraries inside the images.
+DRIVER = 580
 
 
 def values(profile):

@@ -36,7 +36,7 @@ COSTS = {"gpu": Cost(120, 10, 0.005, 0.00004, 40_000), "cpu": Cost(60, 10, 0.04,
 def point_seconds(p, point, cost):
     """About how long one measurement takes, the client's start and the warm-up included: each stream's requests are
     answered one after the other."""
-    p, users = p.with_arm(point.arm), point.concurrency
+    p, users = p.with_variant(point.variant), point.concurrency
     rounds = ceil(p.requests(users) / users) + p.warmup_requests
     prompts = p.requests(users) + p.warmup(users)
     answers = rounds * point.output_tokens * (cost.token + cost.user * users)
@@ -55,7 +55,7 @@ def row(p, name, kind):
     seconds = here if here is not None else len(plan) * cost.start + measuring
     minutes = f"{seconds / 60:.0f}{' (measured here)' if here is not None else ''}"
     command = f"make bench EXPERIMENT={name}" if runs_here else "(needs a GPU)"
-    points = len(asked.servers) * len(asked.lengths) * len(asked.concurrency) * len(asked.arms)
+    points = len(asked.servers) * len(asked.lengths) * len(asked.concurrency) * len(asked.variants)
     servers = ", ".join(asked.servers) or "none of bench.servers"
     mark = " *" if name in p.experiments else ""
     return [name + mark, str(points), str(asked.repeats), str(len(plan)), minutes, command, asked.model, servers]

@@ -1,5 +1,5 @@
 """
-Lock the environments anew and resolve image tags to digests: python -m tools.lock
+Lock the environments anew and resolve image tags to digests: python -m tools.lock; with --digests the digests alone
 
 in:   containers/*/requirements.in, excludes.txt; containers/images.yaml
 out:  containers/*/requirements.txt with hashes; containers/images.yaml with the locks' own hashes, and with digests for
@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from lib.core.stage import UserError, run
@@ -46,22 +47,33 @@ def resolve_command(name, tag):
     """The words that print a tag's digest, with the tool that is here; UserError without one."""
     if shutil.which("skopeo"):
         return ["skopeo", "inspect", "--no-tags", "--format", "{{.Digest}}", f"docker://{name}:{tag}"]
-    if shutil.which("docker"):
+    if shutil.which("crane"):
+        return ["crane", "digest", f"{name}:{tag}"]
+    if has_buildx():
         return ["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}", f"{name}:{tag}"]
-    raise UserError("images cannot be resolved: install skopeo, or docker with buildx")
+    if shutil.which("docker"):  # which tells the digest of what it has; a run pulls the image anyway
+        look = 'docker pull --quiet "$0" >/dev/null && docker image inspect --format "{{index .RepoDigests 0}}" "$0"'
+        return ["sh", "-c", look, f"{name}:{tag}"]
+    raise UserError("images cannot be resolved: install docker, skopeo or crane")
+
+
+def has_buildx():
+    """Whether docker has its plugin for registries; Debian's docker.io comes without."""
+    words = ["docker", "buildx", "version"]
+    return shutil.which("docker") is not None and subprocess.run(words, capture_output=True).returncode == 0
 
 
 def with_digests(text, resolve):
     """images.yaml's text with every UNRESOLVED filled in; resolve(name, tag) gives "sha256:..." or None.
 
-    Returns (text, lines to tell): what was resolved, what has moved, what could not be reached.
+    Returns (text, lines to tell): what was resolved, what has moved, what could not be resolved.
     """
     told = []
     for found in sorted({match.groups() for match in REFERENCE.finditer(text)}):
         name, tag, known = found
         digest = resolve(name, tag)
         if digest is None:
-            told.append(f"{name}:{tag}: could not be reached, left as it is")
+            told.append(f"{name}:{tag}: not resolved, left as it is")
         elif known == "UNRESOLVED":
             text = text.replace(f"{name}:{tag}@sha256:UNRESOLVED", f"{name}:{tag}@{digest}")
             told.append(f"{name}:{tag}: resolved to {digest}")
@@ -105,11 +117,15 @@ def platforms(name, index, manifest_of):
 
 
 def ask_manifest(reference):
-    """The JSON that a registry has for NAME@DIGEST, or None when it does not answer."""
-    skopeo = ["skopeo", "inspect", "--raw", f"docker://{reference}"]
-    words = skopeo if shutil.which("skopeo") else ["docker", "buildx", "imagetools", "inspect", "--raw", reference]
-    answer = subprocess.run(words, capture_output=True, text=True)
-    return json.loads(answer.stdout) if answer.returncode == 0 else None
+    """The JSON that a registry has for NAME@DIGEST, or None when it does not answer or no tool here asks for it."""
+    asking = {
+        "skopeo": ["skopeo", "inspect", "--raw", f"docker://{reference}"],
+        "crane": ["crane", "manifest", reference],
+        "docker": ["docker", "buildx", "imagetools", "inspect", "--raw", reference],
+    }
+    words = next((words for program, words in asking.items() if shutil.which(program)), None)
+    answer = subprocess.run(words, capture_output=True, text=True) if words else None
+    return json.loads(answer.stdout) if answer and answer.returncode == 0 else None
 
 
 def with_locks(text):
@@ -130,22 +146,43 @@ def with_locks(text):
 
 
 def ask_registry(name, tag):
-    """The tag's digest as its registry gives it now, or None when it does not answer."""
+    """The tag's digest as its registry gives it now, or None when it does not answer; its client's own words are shown
+    then."""
     answer = subprocess.run(resolve_command(name, tag), capture_output=True, text=True)
-    digest = answer.stdout.strip()
-    return digest if re.fullmatch(r"sha256:[0-9a-f]{64}", digest) else None
+    found = re.search(r"sha256:[0-9a-f]{64}$", answer.stdout.strip())
+    if not found:
+        lines = (answer.stderr or answer.stdout).strip().splitlines()[-3:]
+        print(f"{name}:{tag}:", *(lines or ["no output"]), sep="\n| ", file=sys.stderr)
+    return found[0] if found else None
+
+
+def compile_environment(folder):
+    """The variables that uv locks an environment with. The CPU build of torch is not on the package index: an
+    environment that asks for it gets PyTorch's own, where no local wheels are named; any other keeps its CUDA build."""
+    links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS")
+    if links:
+        return {**os.environ, "UV_FIND_LINKS": links}
+    cpu = re.search(r"(?m)^torch==.*\+cpu", (folder / "requirements.in").read_text())
+    rest = {name: value for name, value in os.environ.items() if name not in ("UV_FIND_LINKS", "UV_TORCH_BACKEND")}
+    return rest | ({"UV_TORCH_BACKEND": "cpu"} if cpu else {})
+
+
+def lock_environments():
+    """Write every requirements.txt anew."""
+    for source in sorted(Path("containers").glob("*/requirements.in")):
+        print(f"locking {source.parent.name}", flush=True)
+        if subprocess.run(compile_command(source.parent), env=compile_environment(source.parent)).returncode:
+            raise UserError(f"{source} cannot be locked; uv's reason is above")
 
 
 def main():
-    environment = {**os.environ, "UV_FIND_LINKS": os.environ.get("UV_FIND_LINKS", os.environ.get("PIP_FIND_LINKS", ""))}
-    if not environment["UV_FIND_LINKS"]:
-        del environment["UV_FIND_LINKS"]
-        environment["UV_TORCH_BACKEND"] = "cpu"
-    for source in sorted(Path("containers").glob("*/requirements.in")):
-        print(f"locking {source.parent.name}", flush=True)
-        if subprocess.run(compile_command(source.parent), env=environment).returncode:
-            raise UserError(f"{source} cannot be locked; uv's reason is above")
-    text, told = with_digests(with_locks(IMAGES.read_text()), ask_registry)
+    if sys.argv[1:] not in ([], ["--digests"]):
+        raise UserError("usage: python -m tools.lock [--digests]")
+    text = IMAGES.read_text()
+    if not sys.argv[1:]:
+        lock_environments()
+        text = with_locks(text)
+    text, told = with_digests(text, ask_registry)
     IMAGES.write_text(text)
     before = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
     records = recorded(before, text, ask_manifest, datetime.date.today().isoformat())

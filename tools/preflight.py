@@ -18,7 +18,7 @@ from lib.trtllm.images import engines, rebuild
 from stages.base_model import BaseModel
 from stages.chat import Chat
 from stages.dataset import Dataset
-from stages.engine import Engine, with_arm
+from stages.engine import Engine, with_room, with_variant
 from stages.limits import Limits
 from stages.machine import usable_memory_gib
 from stages.repository import Repository
@@ -63,7 +63,7 @@ def missing_images(images, docker_answers):
         missing.append("Docker: no engine answers; install Docker with the NVIDIA container toolkit and start it")
     for reference in references:
         if reference.endswith("UNRESOLVED"):
-            missing.append(f"image: {reference.removeprefix('docker://')} has no digest yet; `make lock` resolves it")
+            missing.append(f"image: {reference.removeprefix('docker://')} has no digest yet; `make digests` resolves it")
     return missing
 
 
@@ -98,11 +98,11 @@ def misfit_engine(p, lora, gpu_count, served=None):
         )
     if p.route == "none":
         return found
-    types = sorted({with_arm(p, variant).dtype for variant in p.variants})
+    types = sorted({with_variant(p, variant).dtype for variant in p.variants})
     if len(types) > 1:
         found.append(f"engine: engine.dtype is {' and '.join(types)}; the adapters are stored in one of them")
     for variant in p.variants:
-        one = with_arm(p, variant)
+        one = with_room(with_variant(p, variant), lora.r)
         reasons = adapter_misfits(lora.target_modules, lora.r, one.lora_target_modules, one.max_lora_rank)
         found += [f"engine {variant}: the adapters do not fit: {reason}" for reason in reasons]
         if gpu_count and one.tp_size > gpu_count:
@@ -110,11 +110,9 @@ def misfit_engine(p, lora, gpu_count, served=None):
     return found
 
 
-def misfit_serve(p, lora, image, gpu_count):
-    """Why trtllm-serve could not serve the adapters, or not start in its image."""
+def misfit_serve(p, image, gpu_count):
+    """Why trtllm-serve could not start in its image."""
     found = [reason] if (reason := misfit_moe(p, image)) else []
-    if lora.r > p.max_lora_rank:
-        found.append(f"params.yaml: trtllm_serve.max_lora_rank is {p.max_lora_rank}, lora.r is {lora.r}")
     if gpu_count and p.tp_size > gpu_count:
         found.append(f"trtllm_serve: trtllm_serve.tp_size is {p.tp_size}, this machine has {gpu_count} GPUs")
     return found
@@ -126,7 +124,7 @@ def misfits(params, images, gpu_count):
     variant = served["engine_variant"] if served["engine"] == "tensorrtllm" else None
     found = misfit_engine(Engine(**params["engine"]), lora, gpu_count, variant)
     if "trtllm" in params["bench"]["servers"]:
-        found += misfit_serve(TrtllmServe(**params["trtllm_serve"]), lora, images["trtllm"], gpu_count)
+        found += misfit_serve(TrtllmServe(**params["trtllm_serve"]), images["trtllm"], gpu_count)
     return found
 
 

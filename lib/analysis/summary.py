@@ -130,7 +130,7 @@ def load_label(data, point):
     """A load in a word: its concurrency, with lengths and client variant where the experiment has several."""
     words = [f"{point['input_tokens_asked']}/{point['output_tokens_asked']}"] * (len(data["settings"]["lengths"]) > 1)
     words += [f"c={point['concurrency']}"]
-    return " ".join(words + [point["arm"]] * (len(data["settings"]["arms"]) > 1))
+    return " ".join(words + [point["variant"]] * (len(data["settings"]["variants"]) > 1))
 
 
 def point_rows(label, data, limits):
@@ -140,7 +140,7 @@ def point_rows(label, data, limits):
         yield {
             "server": label,
             "load": load_label(data, point),
-            **{key: point[key] for key in ("input_tokens_asked", "output_tokens_asked", "concurrency", "arm")},
+            **{key: point[key] for key in ("input_tokens_asked", "output_tokens_asked", "concurrency", "variant")},
             "numbers": {name: with_interval(point, name) for name in NUMBERS},
             "requests": point["requests"],
             "output_tokens": point["output_tokens"],
@@ -189,13 +189,13 @@ def compare_with_first(servers):
 
 def ablation_steps(label, data):
     """From the writeup's client to ours, one change a step; empty where an experiment has one client variant only."""
-    if len(data["settings"]["arms"]) < 2:
+    if len(data["settings"]["variants"]) < 2:
         return
     loads = {}
     for point in data["points"]:
-        loads.setdefault(load_label(data, point).rpartition(" ")[0], {})[point["arm"]] = point
+        loads.setdefault(load_label(data, point).rpartition(" ")[0], {})[point["variant"]] = point
     for load, points in loads.items():
-        variants = [variant for variant in data["settings"]["arms"] if variant in points]
+        variants = [variant for variant in data["settings"]["variants"] if variant in points]
         floor = {name: noise([{"points": list(points.values())}], name, every=True) for name in NUMBERS}
         for before, variant in zip([None, *variants], variants, strict=False):
             # Invalid points too: what their flaws do to the figures is the question.
@@ -205,12 +205,12 @@ def ablation_steps(label, data):
                 for name in NUMBERS
             }
             changes = setting_changes(data, before, variant) if before else []
-            yield {"server": label, "group": load, "arm": variant, "changes": changes, "numbers": numbers}
+            yield {"server": label, "group": load, "variant": variant, "changes": changes, "numbers": numbers}
 
 
 def setting_changes(data, before, after):
     """The client settings that differ between two variants, as text."""
-    old, new = (data["settings"] | data["settings"]["client_arms"][variant] for variant in (before, after))
+    old, new = (data["settings"] | data["settings"]["client_variants"][variant] for variant in (before, after))
     return [
         f"{name} {json.dumps(old[name])} → {json.dumps(new[name])}".replace('"', "")
         for name in CLIENT_SETTINGS

@@ -8,14 +8,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.core.stage import UserError, patched, read_json
+from lib.core.stage import UserError, check_bounds, patched, read_json
 from lib.serving.servers import OURS, SERVERS
 
 ENDPOINTS = ("completions", "chat")
 LOAD_CLIENTS = ("genai-perf", "vllm bench serve")
 PROMPTS = ("unique", "synthetic")
 BUDGET_ENDED = "the budget ended after"  # begins the reason for points that a later run can still measure
-FIXED = ("experiments", "definitions", "configurations", "client_arms")  # no patch changes these
+FIXED = ("experiments", "definitions", "configurations", "client_variants")  # no patch changes these
 
 
 @dataclass
@@ -23,14 +23,14 @@ class Bench:
     experiments: dict
     definitions: dict
     configurations: dict
-    client_arms: dict
+    client_variants: dict
     servers: list
     model: str
     lengths: list
     concurrency: list
     repeats: int
     together: bool
-    arms: list
+    variants: list
     client: str
     requests_per_stream: int
     min_requests: int
@@ -49,9 +49,8 @@ class Bench:
         pairs = [pair for pair in self.lengths if type(pair) is list and len(pair) == 2]
         if not pairs or len(pairs) < len(self.lengths) or any(type(n) is not int or n < 1 for p in pairs for n in p):
             raise UserError(f"params.yaml: bench.lengths is {self.lengths}; use pairs of tokens in and out, from 1")
-        for name in ("repeats", "requests_per_stream", "min_requests"):
-            if getattr(self, name) < 1:
-                raise UserError(f"params.yaml: bench.{name} is {getattr(self, name)}; use 1 or more")
+        ones = ("repeats", "requests_per_stream", "min_requests", "ready_seconds", "point_seconds")
+        check_bounds("bench", self, dict.fromkeys(ones, 1) | {"warmup_requests": 0, "seed": 0})
         for name, known in (("endpoint", ENDPOINTS), ("prompts", PROMPTS), ("client", LOAD_CLIENTS)):
             if getattr(self, name) not in known:
                 raise UserError(f"params.yaml: bench.{name} is {getattr(self, name)!r}; use {' or '.join(known)}")
@@ -70,9 +69,9 @@ class Bench:
                 raise UserError(
                     f"params.yaml: bench.experiments has {name}: {adapters}; use {' or '.join(OURS)} for one of {known}"
                 )
-        for name in self.arms:
-            if name not in self.client_arms:
-                raise UserError(f"params.yaml: bench.arms has {name!r}; use {', '.join(self.client_arms)}")
+        for name in self.variants:
+            if name not in self.client_variants:
+                raise UserError(f"params.yaml: bench.variants has {name!r}; use {', '.join(self.client_variants)}")
 
     def server(self, name, inputs):
         """(server, its further words) of SERVER or SERVER-CONFIGURATION, such as vllm-fp8."""
@@ -90,9 +89,9 @@ class Bench:
         words = self.configurations[configuration] if configuration else []
         return [*self.server_options, *words]
 
-    def with_arm(self, name):
-        """The parameters with one of client_arms in effect."""
-        return patched(self, self.client_arms[name], f"bench.client_arms.{name}", FIXED)
+    def with_variant(self, name):
+        """The parameters with one of client_variants in effect."""
+        return patched(self, self.client_variants[name], f"bench.client_variants.{name}", FIXED)
 
     def requests(self, concurrency):
         return max(self.min_requests, concurrency * self.requests_per_stream)
@@ -109,12 +108,12 @@ class Point:
     input_tokens: int
     output_tokens: int
     concurrency: int
-    arm: str
+    variant: str
     repeat: int
 
     def __str__(self):
         load = f"{self.input_tokens}-{self.output_tokens}-c{self.concurrency}"
-        return f"{self.server}-{load}-{self.arm}-r{self.repeat}"
+        return f"{self.server}-{load}-{self.variant}-r{self.repeat}"
 
 
 def with_experiment(p, name):
@@ -158,11 +157,11 @@ def visits(p):
         yield (
             server,
             [
-                Point(server, *pair, concurrency, arm, repeat)
+                Point(server, *pair, concurrency, variant, repeat)
                 for _, repeat in turn
                 for pair in p.lengths
                 for concurrency in order
-                for arm in p.arms
+                for variant in p.variants
             ],
         )
 

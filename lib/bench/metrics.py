@@ -22,7 +22,7 @@ METRICS = {
     "itl_ms": ("inter_token_latency", "ms", STATISTICS),
     "request_latency_ms": ("request_latency", "ms", STATISTICS),
 }
-ASKED = ("concurrency", "input_tokens_asked", "output_tokens_asked", "arm")
+ASKED = ("concurrency", "input_tokens_asked", "output_tokens_asked", "variant")
 
 
 def read_point(folder):
@@ -119,7 +119,7 @@ def told(point):
     numbers = f"{rate:.1f} tokens/s" if rate is not None else "throughput not measured"
     numbers += f", first token after {first:.0f} ms (median)" if first is not None else ""
     where = f"{point['input_tokens_asked']} in, {point['output_tokens_asked']} out, concurrency {point['concurrency']}"
-    where += "" if point["arm"] == "corrected" else f", {point['arm']}"
+    where += "" if point["variant"] == "corrected" else f", {point['variant']}"
     return f"{where}: {numbers}{'' if point['valid'] else ', INVALID: '}" + "; ".join(point["invalid_reasons"])
 
 

@@ -28,7 +28,7 @@ def publish(out, work, p, server_name, asked):
             if one.server == server_name and (work / "points" / f"{one}.json").exists():
                 groups.setdefault(key_of(one), []).append(read_json(work / "points" / f"{one}.json"))
     summed = [metrics.summed_up(group) for group in sorted(groups.values(), key=lambda group: place(p, group[0]))]
-    wanted = len(p.lengths) * len(p.concurrency) * len(p.arms) * p.repeats
+    wanted = len(p.lengths) * len(p.concurrency) * len(p.variants) * p.repeats
     got = sum(len(group) for group in groups.values())
     short = None if got == wanted else f"{BUDGET_ENDED} {got} of {wanted} measurements"
     facts = {**asked, **(read_json(made) if made.exists() else NOT_STARTED)}
@@ -39,9 +39,9 @@ def publish(out, work, p, server_name, asked):
 
 
 def place(p, point):
-    """Where a point stands among the others: the arms one after the other, and inside by load."""
+    """Where a point stands among the others: the variants one after the other, and inside by load."""
     load = [point[name] for name in ("input_tokens_asked", "output_tokens_asked", "concurrency")]
-    return [p.arms.index(point["arm"]), *load]
+    return [p.variants.index(point["variant"]), *load]
 
 
 def write_csv(path, repeats):
@@ -60,8 +60,8 @@ def write_csv(path, repeats):
 
 def what_was_asked(name, p, inputs, server_name, images):
     """The part of points.json that is known before anything runs."""
-    settings = ("lengths", "repeats", "together", "arms", "client", "requests_per_stream", "min_requests", "warmup_requests", "endpoint",
-                "prompts", "pinned", "seed")  # fmt: skip
+    settings = ("lengths", "repeats", "together", "variants", "client", "requests_per_stream", "min_requests",
+                "warmup_requests", "endpoint", "prompts", "pinned", "seed")  # fmt: skip
     return {
         "experiment": name,
         "server": server_name,
@@ -72,7 +72,7 @@ def what_was_asked(name, p, inputs, server_name, images):
         "input_tokens_asked": p.lengths[0][0],
         "output_tokens_asked": p.lengths[0][1],
         "settings": {key: getattr(p, key) for key in settings}
-        | {"client_arms": {name: p.client_arms[name] for name in p.arms}},
+        | {"client_variants": {name: p.client_variants[name] for name in p.variants}},
     }
 
 

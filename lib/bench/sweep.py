@@ -24,20 +24,28 @@ from lib.serving.monitor import Watch
 from lib.serving.process import launched, run_client, serving, session, wait_until_ready
 from lib.serving.servers import read_metrics
 
+LEAST_RATE = 40  # output tokens a second: a third of a 7 B model's at one user on an H100 PCIe, the slowest card for it
 CUT_SHORT = 75  # exit code of a sweep that BUDGET ended: EX_TEMPFAIL, run it again
 
 
 def key(p, name, images):
     """What a finished point depends on: with another key it is measured again."""
-    unrelated = ("experiments", "definitions", "servers", "concurrency", "repeats", "arms", "ready_seconds",
+    unrelated = ("experiments", "definitions", "servers", "concurrency", "repeats", "variants", "ready_seconds",
                  "point_seconds")  # fmt: skip
     params = {name: value for name, value in asdict(p).items() if name not in unrelated}
     return fingerprint([params, images], dependencies(f"bench@{name}"))
 
 
+def limit(p, point):
+    """Seconds after which a point has failed: bench.point_seconds for the client's start and the prompts, and what its
+    answers take at LEAST_RATE."""
+    requests = p.requests(point.concurrency) + p.warmup(point.concurrency)
+    return p.point_seconds + round(requests * point.output_tokens / LEAST_RATE)
+
+
 def measure(p, server, point, images, process, strangers, work):
     """One point: the client, its numbers, the server's own counts, the certificate; in points/ when it is whole."""
-    p = p.with_arm(point.arm)
+    p = p.with_variant(point.variant)
     path, raw = work / "points" / f"{point}.json", work / "raw" / str(point)
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
@@ -50,7 +58,7 @@ def measure(p, server, point, images, process, strangers, work):
         warm_up(load)
     log = work / f"client-{point}.log"
     command = ["containers/run", image, *words]
-    run_client(p.client, command, log, process, p.point_seconds, "bench.point_seconds", watch)
+    run_client(p.client, command, log, process, limit(p, point), "bench.point_seconds and its tokens", watch)
     after = read_metrics(server, server.counters)
     counted = {name: after[name] - before[name] for name in before.keys() & after.keys()}
     asked = {
@@ -65,7 +73,7 @@ def measure(p, server, point, images, process, strangers, work):
         "concurrency": point.concurrency,
         "input_tokens_asked": point.input_tokens,
         "output_tokens_asked": point.output_tokens,
-        "arm": point.arm,
+        "variant": point.variant,
         "repeat": point.repeat,
         **metrics.correct(read, per_request(counted, "output_tokens"), seen["gpu_watts"]),
         "failed_requests": max(0, asked["requests"] - read["requests"]),

@@ -49,7 +49,7 @@ def failed(checks):
 
 
 def never_valid(checks):
-    """Whether a point was asked for in a way that no second try makes valid: an arm without a warm-up."""
+    """Whether a point was asked for in a way that no second try makes valid: a variant without a warm-up."""
     return any(one["check"] == "warm-up" and one["verdict"] == "fail" for one in checks)
 
 

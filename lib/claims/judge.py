@@ -1,27 +1,14 @@
-"""Judge a claim: compare what was published with the runs, with pinned sources, and with its own figures."""
-
-import dataclasses
+"""Judge a claim by one run: are its conditions met, and is the measured number the published one?"""
 
 from lib.claims.format import published, show
-from lib.claims.kinds import CARD, CONTRADICTED, CPU, MEASURED, OTHER_CARD, UNANSWERED, rank
-from lib.claims.runs import arms, as_list, facts_of, lookup, matches, optional, run_facts
-from lib.estimate.calibration import judge as judge_band
+from lib.claims.kinds import CARD, CPU, OTHER_CARD
+from lib.claims.runs import as_list, facts_of, lookup, matches, optional, run_facts
 
 # The stages of studies/dvc.yaml.
 STUDIES = ("streaming", "multilora", "client_accuracy", "speedups", "kv_cache", "estimate")
 
-# Arithmetic on published figures must agree up to their rounding.
-ARITHMETIC_TOLERANCE = 0.005
-
 # What is computed without running a model, by the folder of its file.
 COMPUTED = {"vram": "predicted", "kv_cache": "computed"}
-
-# An estimate's verdict by the tolerance, where it has no calibrated band.
-ESTIMATED = {
-    "reproduced": "estimate agrees",
-    "direction only": "estimate agrees",
-    "not reproduced": "estimate disagrees",
-}
 
 
 def collect_facts(stated, run_wide):
@@ -43,11 +30,11 @@ def find_unmet(requires, facts):
     return unmet
 
 
-def outcome(claim, name, folder, arm, tolerance):
-    """{run, verdict, evidence, reason, measured} of one claim in one run (and fine-tuning arm); where it is not
+def outcome(claim, name, folder, variant, tolerance):
+    """{run, verdict, evidence, reason, measured} of one claim in one run (and fine-tuning variant); where it is not
     comparable, with the conditions that are not met, `unmet`."""
-    run = {"run": f"{name} ({arm[1:]} arm)" if arm else name, "measured": None, "evidence": "none"}
-    values, stated, problems, missing = read_figures(claim, folder, arm)
+    run = {"run": f"{name} ({variant[1:]} variant)" if variant else name, "measured": None, "evidence": "none"}
+    values, stated, problems, missing = read_figures(claim, folder, variant)
     if missing:
         return {**run, "verdict": "not measured", "reason": missing[0]}
     if len(values) == len(claim.figures):
@@ -61,14 +48,14 @@ def outcome(claim, name, folder, arm, tolerance):
     return on_another_card(judged, excused) if excused else judged
 
 
-def read_figures(claim, folder, arm):
+def read_figures(claim, folder, variant):
     """(values, facts, problems, missing) of the files that a claim reads in one run.
 
     problems: invalid points and stand-ins, as text; missing: why a figure is not there.
     """
     values, stated, problems, missing = {}, [], [], []
     for figure, where in claim.figures.items():
-        path = where["file"].replace("{arm}", arm)
+        path = where["file"].replace("{variant}", variant)
         data = optional(folder / path)
         stated.append(facts_of(data))
         try:
@@ -158,170 +145,3 @@ def judge(claim, measured, values, tolerance):
     times = "" if ratio is None else f"ratio {ratio:.4g}, "
     reason = f"{how} {show(measured)}, published {published(claim)}; {times}tolerance {limit:g}"
     return {"verdict": verdict, "reason": reason}
-
-
-def settle(claim, tolerance, all_runs, checks=None):
-    """A claim as a dictionary with its verdict, evidence, reason, the run that gave it, and its outcome in every run.
-
-    checks: {claim id: [check]} of the consistency checks.
-    """
-    outcomes = [
-        *measured_outcomes(claim, tolerance, all_runs),
-        *computed_outcomes(claim),
-        *source_outcomes(claim),
-        *consistency_outcomes(claim, (checks or {}).get(claim.id, [])),
-        *estimate_outcomes(claim, tolerance, all_runs),
-        *opinion_outcomes(claim),
-    ]
-    reason = "no stage measures it" if claim.measure is None else "there is no run yet; `make reproduce` makes one"
-    nothing = {"run": None, "verdict": "not measured", "measured": None, "evidence": "none", "reason": reason}
-    best = min(outcomes, key=rank, default=nothing)
-    best = {**best, "reason": best["reason"] + disagreement(best, outcomes)}
-    if claim.contradiction:
-        outcomes, best = [contradicted(each) for each in outcomes], contradicted(best)
-        measured = "" if best["measured"] is None else f" ({best['reason']})"
-        best = {**best, "verdict": CONTRADICTED, "evidence": "own text", "reason": claim.contradiction + measured}
-    return {
-        **dataclasses.asdict(claim),
-        "published": published(claim),
-        **best,
-        "command": command_of(claim) if best["verdict"] in UNANSWERED else None,
-        "outcomes": outcomes,
-    }
-
-
-def measured_outcomes(claim, tolerance, all_runs):
-    """The outcome of every run, and of every fine-tuning arm where the measure names one."""
-    if claim.measure is None:
-        return []
-    by_arm = any("{arm}" in figure["file"] for figure in claim.figures.values())
-    return [
-        outcome(claim, name, folder, arm, tolerance)
-        for name, folder in all_runs.items()
-        for arm in (arms(folder) if by_arm else [""])
-    ]
-
-
-def computed_outcomes(claim):
-    """The outcome by arithmetic on facts that the claim does not state."""
-    if claim.computed is None:
-        return []
-    value = compute(claim.computed, {})
-    judged = judge(claim, value, {}, ARITHMETIC_TOLERANCE)
-    return [{"run": "arithmetic", "measured": value, "evidence": "computed", **judged}]
-
-
-def source_outcomes(claim):
-    """The outcome by a pinned source or by a test of this repository."""
-    if claim.source is None:
-        return []
-    source = claim.source
-    where = f"test {source['test']}" if "test" in source else address(source)
-    return [
-        {
-            "run": where,
-            "measured": None,
-            "verdict": f"{source['answer']} by source",
-            "evidence": "test" if "test" in source else "source",
-            "reason": f"{source['says']} ({where})",
-        }
-    ]
-
-
-def address(source):
-    """Where a source stands: repository@version path:line."""
-    line = f":{source['line']}" if isinstance(source["line"], int) else f", {source['line']}"
-    return f"{source['repo']}@{source['at']} {source['path']}{line}"
-
-
-def consistency_outcomes(claim, checks):
-    """The outcome by the writeup's other figures and the card's limit; a broken check is named first."""
-    if not checks:
-        return []
-    broken = [result for result in checks if not result["holds"]]
-    says = list(dict.fromkeys(result["says"] for result in broken or checks))
-    cells = [f"the cells are {' and '.join(broken[0]['cells'])}"] if broken else []
-    return [
-        {
-            "run": "its own figures",
-            "measured": None,
-            "verdict": "inconsistent" if broken else "consistent",
-            "evidence": "computed",
-            "reason": "; ".join(says + cells),
-            "checks": checks,
-        }
-    ]
-
-
-def estimate_outcomes(claim, tolerance, all_runs):
-    """The outcome by an estimate of a run; a run without one says nothing."""
-    if claim.estimate is None:
-        return []
-    asked = dataclasses.replace(claim, measure=claim.estimate, estimate=None, requires={}, elsewhere=None)
-    outcomes = [estimate_outcome(asked, name, folder, tolerance) for name, folder in all_runs.items()]
-    return [{**one, "evidence": "estimated"} for one in outcomes if one]
-
-
-def estimate_outcome(asked, name, folder, tolerance):
-    """The outcome of one run's estimate: by its calibrated band, by the tolerance where it has none; None without."""
-    one = outcome(asked, name, folder, "", tolerance)
-    if one["verdict"] not in ESTIMATED:
-        return None
-    figures = {figure: band_of(folder, where) for figure, where in asked.figures.items()}
-    if not all(figures.values()):
-        return {**one, "verdict": ESTIMATED[one["verdict"]]}
-    judged = judge_band(asked.value, figures, lambda values: compute(asked.formula, values))
-    return judged and {**one, **judged, "reason": f"{judged['reason']}; {'; '.join(reasons_of(folder, asked))}"}
-
-
-def band_of(folder, where):
-    """{value, low, high, bounded} of an estimated number; None where it has no band."""
-    key, _, number = where["key"].rpartition(".")
-    point = lookup(optional(folder / where["file"]), key) if key else None
-    ends = (point or {}).get("band", {}).get(number)
-    return ends and {"value": point[number], **ends, "bounded": point["bounded"]}
-
-
-def reasons_of(folder, asked):
-    """What the estimates that a claim reads were made from, and what is missing in them."""
-    points = [
-        lookup(optional(folder / where["file"]), where["key"].rpartition(".")[0]) for where in asked.figures.values()
-    ]
-    return dict.fromkeys(reason for point in points for reason in [f"kernels of {point['kernels']}", *point["reasons"]])
-
-
-def opinion_outcomes(claim):
-    """The outcome of a claim that no run can decide."""
-    if claim.opinion is None:
-        return []
-    return [{"run": "opinion", "measured": None, "verdict": "opinion", "evidence": "none", "reason": claim.opinion}]
-
-
-def disagreement(best, outcomes):
-    """Comparable runs with the same evidence whose verdict is another: they must not vanish behind the best one."""
-    if best["verdict"] not in MEASURED:
-        return ""
-    others = [
-        f"{other['run']}: {other['verdict']}, {show(other['measured'])}"
-        for other in outcomes
-        if other["evidence"] == best["evidence"]
-        and other["verdict"] in MEASURED
-        and other["verdict"] != best["verdict"]
-    ]
-    return f"; other runs differ ({'; '.join(others)})" if others else ""
-
-
-def command_of(claim):
-    """The one command that would answer a claim."""
-    if claim.command:
-        return claim.command
-    if claim.measure is None:
-        return None
-    path = next(iter(claim.figures.values()))["file"].replace("{arm}", "")
-    return f"dvc repro {stage_of(path)}"
-
-
-def contradicted(outcome):
-    """Without a figure of other conditions or of a stand-in: under this verdict nobody would see that it is one."""
-    comparable = outcome["verdict"] != "not comparable"
-    return {**outcome, "verdict": CONTRADICTED, "measured": outcome["measured"] if comparable else None}

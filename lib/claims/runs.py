@@ -25,8 +25,8 @@ def optional(path):
 
 
 def lookup(data, key):
-    """The value at `memory.peak`, at `points[concurrency=16,arm=corrected].itl_ms_p50` or, whichever of two names is
-    there, at `proof.float32|batch-invariant.requests`; None where there is none.
+    """The value at `memory.peak`, at `points[concurrency=16,variant=corrected].itl_ms_p50` or, whichever of two names
+    is there, at `proof.float32|batch-invariant.requests`; None where there is none.
 
     Raises ValueError with the reasons when the way leads through a point that is marked invalid.
     """
@@ -61,10 +61,10 @@ def run_facts(folder):
     )  # fmt: skip
 
 
-def arms(folder):
+def variants(folder):
     """The endings of a run's fine-tuning folders: first "" for lora and qlora, "-published" for lora-published."""
     found = {path.name.partition("lora")[2] for path in folder.glob("finetune/*lora*/")} | {""}
-    return sorted(found, key=lambda arm: (arm not in ("", "-published"), arm))
+    return sorted(found, key=lambda variant: (variant not in ("", "-published"), variant))
 
 
 def as_list(value):

@@ -46,6 +46,28 @@ def query_gpus(fields):
     return [row for row in rows if len(row) == fields.count(",") + 1]
 
 
+def use_gpus(count):
+    """Show CUDA programs started from here on the first `count` of the GPUs alone: a Trainer splits every step over all
+    that it sees."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = list(map(str, range(count))) if shown is None else shown.split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[:count])
+
+
+def torch_device():
+    """ "cuda" or "cpu"; UserError where a CUDA build of torch sees no GPU: 7 B would train on the CPU for weeks."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.version.cuda:
+        raise UserError(
+            f"torch {torch.__version__} for CUDA {torch.version.cuda} sees no GPU; look at nvidia-smi, at "
+            "CUDA_VISIBLE_DEVICES, and whether the driver is new enough (make doctor)"
+        )
+    return "cpu"
+
+
 def architecture():
     """The architecture of those GPUs as "sm_90"; None without one. UserError where they differ."""
     kinds = sorted({kind for (kind,) in query_gpus("compute_cap")})

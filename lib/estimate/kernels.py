@@ -38,7 +38,7 @@ def estimate_point(card, engine, config, formats, lengths, users, gpus=1):
         "concurrency": users,
         "input_tokens_asked": lengths[0],
         "output_tokens_asked": lengths[1],
-        "arm": "estimated",
+        "variant": "estimated",
         "valid": True,
         "output_tokens_per_second": float(numbers["tokens/s"]),
         "per_user_tokens_per_second": float(numbers["tokens/s/user"]),

@@ -33,7 +33,7 @@ def calibrate(experiments, limits):
         formats = data["weights_format"], data["kv_format"]
         labels |= {"weights_format": formats[0], "kv_format": formats[1]}
         for point in data["points"]:
-            if point["valid"] and point["arm"] == "corrected":
+            if point["valid"] and point["variant"] == "corrected":
                 try:
                     rows.append(beside_estimate(labels, data, point, formats))
                 except NotEstimated as missing:

@@ -1,6 +1,6 @@
 """
-The predicted memory of each fine-tuning in params.yaml, with every arm: which of its steps lib/memory_model/step.py
-rehearses, and what comes of them.
+The predicted memory of every variant of the fine-tuning: which of its steps lib/memory_model/step.py simulates, and the
+peaks of those.
 """
 
 import random
@@ -10,7 +10,7 @@ from lib.memory_model.allocator import MIB
 from lib.memory_model.decoder import Batch, Setting, Shape
 from lib.memory_model.step import Rehearsal, state_sizes
 from lib.model.shapes import head_size, linear_shapes
-from lib.training.config import METHODS, with_arm
+from lib.training.config import METHODS, with_variant
 
 # What the process holds beside torch's memory: the driver's context, cuBLAS, bitsandbytes and others. The one number
 # that is measured and not derived: NVML's figure less torch's reserved memory, on an H200 (driver 580, torch 2.11).
@@ -126,13 +126,13 @@ def rehearse(config, lora, method, p, rows):
 
 
 def predict_variants(config, lora, p, rows):
-    """{variant: prediction} of every method with every arm; those that rehearse the same steps share one.
+    """{variant: prediction} of every method with every definition, variants with the same steps share one.
 
     All are drawn with the stage's own seed: another order of the rows is no other setting.
     """
     found, known = {}, {}
-    for variant in [method + arm for arm in ("", *(f"-{arm}" for arm in p.arms)) for method in METHODS]:
-        method, patched = with_arm(p, variant)
+    for variant in [method + suffix for suffix in ("", *(f"-{name}" for name in p.definitions)) for method in METHODS]:
+        method, patched = with_variant(p, variant)
         if patched.sharded:
             found[variant] = {"not_predicted": "each GPU holds a part of the model, for a time a whole layer"}
             continue

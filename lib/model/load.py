@@ -4,6 +4,8 @@ Load the base model in bf16 or in 4 bits (NF4).
 
 import os
 
+from lib.core.gpu import torch_device
+
 
 def load_base(folder, method, attention="sdpa", sharded=False):
     """The base model of a folder in bf16 (LoRA), or in NF4 with double quantisation (QLoRA), and its tokenizer.
@@ -21,7 +23,7 @@ def load_base(folder, method, attention="sdpa", sharded=False):
         # FSDP cuts tensors of one type only, so what holds the 4-bit numbers is called bf16 as all others.
         bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
     )
-    device = int(os.environ.get("LOCAL_RANK", 0)) if torch.cuda.is_available() else "cpu"
+    device = int(os.environ.get("LOCAL_RANK", 0)) if torch_device() == "cuda" else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,

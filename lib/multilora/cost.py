@@ -105,7 +105,7 @@ def study_rank(p, asking, rank):
     asking.client(f"random-{rank}", "stages/workers/random_lora.py", *words)
     bytes_each = (random_ones / "0" / "adapter_model.safetensors").stat().st_size
     same = {"rank": rank, "slots": p.slots, "adapter_bytes": bytes_each}
-    points = [{"arm": "unused", "adapters": 0, "popularity": None, **same, "load_seconds": None,
+    points = [{"variant": "unused", "adapters": 0, "popularity": None, **same, "load_seconds": None,
                **point(p, asking, f"unused-{rank}", [], None)}]  # fmt: skip
     loaded, names = [], []
     for count in p.adapters:
@@ -114,7 +114,7 @@ def study_rank(p, asking, rank):
             names.append(f"random-{number}")
         for popularity in p.popularity if count > 1 else p.popularity[:1]:
             found = point(p, asking, f"{popularity}-{count}-{rank}", names, popularity)
-            points.append({"arm": "adapters", "adapters": count, "popularity": popularity, **same,
+            points.append({"variant": "adapters", "adapters": count, "popularity": popularity, **same,
                            "load_seconds": statistics.median(loaded), **found})  # fmt: skip
             print(f"multilora: {told(points[-1])}", flush=True)
     shutil.rmtree(random_ones)  # the seed makes them again
@@ -122,5 +122,6 @@ def study_rank(p, asking, rank):
 
 
 def told(one):
-    who = f"{one['adapters']} adapters of rank {one['rank']}, {one['popularity']}" if one["adapters"] else one["arm"]
+    adapters = f"{one['adapters']} adapters of rank {one['rank']}, {one['popularity']}"
+    who = adapters if one["adapters"] else one["variant"]
     return f"{who}: {one['output_tokens_per_second']:.1f} tokens/s, first token after {one['ttft_ms_p50']:.0f} ms"

@@ -172,7 +172,7 @@ def why(claim):
 
 
 def others(claim):
-    """The outcomes beside the one that gave the verdict, of each run's arms one a verdict: those under the claim's
+    """The outcomes beside the one that gave the verdict, of each run's variants one a verdict: those under the claim's
     conditions, and this checkout's in any case."""
     seen = {(run_of(claim), claim["verdict"])}
     for one in claim["outcomes"]:
@@ -184,7 +184,7 @@ def others(claim):
 
 
 def run_of(outcome):
-    """The run without its arm: h200-weightless of "h200-weightless (short arm)"."""
+    """The run without its variant: h200-weightless of "h200-weightless (short variant)"."""
     return (outcome["run"] or "").partition(" (")[0]
 
 

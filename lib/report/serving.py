@@ -188,11 +188,11 @@ def ablation(data):
     groups = {}
     for step in data["steps"]:
         groups.setdefault((step["server"], step["group"]), []).append(step)
-    points = {(p["server"], p["load"].rpartition(" ")[0], p["arm"]): p for p in data["points"]}
+    points = {(p["server"], p["load"].rpartition(" ")[0], p["variant"]): p for p in data["points"]}
     header = ["variant", "what changes", "tokens/s", "by this step", "first token ms", "by this step",
               "between tokens ms", "tokens out", "requests", "valid"]  # fmt: skip
     for (server, group), steps in groups.items():
-        measured = [points[server, group, step["arm"]] for step in steps]
+        measured = [points[server, group, step["variant"]] for step in steps]
         words = f"{server}, {group}: a line changes what it names and keeps what the lines above it changed."
         if min(point["repeats"] for point in measured) < REPEATS_NEEDED:
             words += f" With fewer than {REPEATS_NEEDED} repeats nobody can tell a change from noise."
@@ -205,7 +205,7 @@ def ablation_row(step, point):
     cells = []
     for name in STEP_NUMBERS:
         cells += [format_number(point, name), change_cell(step["numbers"][name])]
-    row = [step["arm"], "; ".join(step["changes"]) or "—", *cells, format_number(point, "itl_ms_p50")]
+    row = [step["variant"], "; ".join(step["changes"]) or "—", *cells, format_number(point, "itl_ms_p50")]
     row += [show(point["output_tokens"]), show(point["requests"]), valid_cell(point)]
     return row if point["valid"] else Grey(row)
 

@@ -20,7 +20,7 @@ BUSY = 0.9  # CPU seconds a second, at least, of a process that nobody disturbs
 
 
 def speedups(ledger, claims):
-    """Every method in its two arms beside the writeup's figure, and many prompts at once."""
+    """Every method in its two variants beside the writeup's figure, and many prompts at once."""
     yield ("heading", 2, "Five ways to speed up a local model")
     runs = found_in(ledger, "speedups/speedups.json")
     if not runs:
@@ -28,7 +28,7 @@ def speedups(ledger, claims):
         return
     yield (
         "text",
-        "Two arms. `published` does what the writeup's code does: every token computes the whole sequence again "
+        "Two variants. `published` does what the writeup's code does: every token computes the whole sequence again "
         "(`use_cache=False`), torch.compile is wrapped around the model, the first answer counts, an answer ends where "
         "it ends, and vLLM runs in float16 with its default of 16 new tokens. `corrected` gives all of them a KV "
         "cache, bf16 weights, answers of the same length and a warm-up that is not counted; torch.compile gets the "
@@ -65,7 +65,7 @@ def one_run(name, data, published):
         )
     figure = slug("speedups", name)
     caption = (
-        f"Tokens per second of each method, and how many times that of doing nothing in the same arm it is: the "
+        f"Tokens per second of each method, and how many times that of doing nothing in the same variant it is: the "
         f"writeup (RTX 3080 Laptop, llm-jp-1.3b) and {name} ({data['model']})."
     )
     yield ("figure", figure, bars(figure, data, published), caption)
@@ -89,19 +89,19 @@ def machine(data):
     return ", ".join(gpus) or f"{data['machine']['cpu']}, {data['machine']['cores']} cores"
 
 
-COLUMNS = ("method", "arm", "writeup", "tokens/s", "95 %", "over none", "of the limit", "first token s", "tokens",
+COLUMNS = ("method", "variant", "writeup", "tokens/s", "95 %", "over none", "of the limit", "first token s", "tokens",
            "CPU ms a token", "MiB", "compiled graphs")  # fmt: skip
 
 
 def cells(row, published):
     """One row of the table; what was not measured says why."""
-    writeup = show(published.get(row["method"])) if row["arm"] == "published" else "—"
+    writeup = show(published.get(row["method"])) if row["variant"] == "published" else "—"
     if row["not_measured"]:
-        return [row["says"], row["arm"], writeup, f"— ({row['not_measured']})", *["—"] * 8]
+        return [row["says"], row["variant"], writeup, f"— ({row['not_measured']})", *["—"] * 8]
     share = row["share_of_limit"]
     return [
         row["says"],
-        row["arm"],
+        row["variant"],
         writeup,
         show(row["tokens_per_second"]),
         span(row["interval"]),
@@ -128,9 +128,9 @@ def times(ratio):
     )
 
 
-def measured(data, arm):
-    """{method: row} of an arm, those that were measured."""
-    return {row["method"]: row for row in data["rows"] if row["arm"] == arm and not row["not_measured"]}
+def measured(data, variant):
+    """{method: row} of a variant, those that were measured."""
+    return {row["method"]: row for row in data["rows"] if row["variant"] == variant and not row["not_measured"]}
 
 
 def worth(data):
@@ -148,7 +148,7 @@ def worth(data):
     if wrapped and not any(row["compiled_graphs"] for row in wrapped):
         yield (
             "text",
-            "In the published arm torch.compile compiles nothing: `generate()` of the wrapped model is that of the "
+            "In the published variant torch.compile compiles nothing: `generate()` of the wrapped model is that of the "
             "model inside, which calls itself and not the wrapper. No graph was made. That fits the writeup's 43.60 "
             "beside 44.36 tokens/s; it leaves its 65.59 beside 48.97 unexplained.",
         )
@@ -189,38 +189,39 @@ def together(name, data):
 
 
 def bars(name, data, published):
-    """Two panels of grouped bars: tokens/s, and times doing nothing in the same arm; over the writeup's methods and
+    """Two panels of grouped bars: tokens/s, and times doing nothing in the same variant; over the writeup's methods and
     what was measured besides."""
-    arms = {arm: found for arm in ("published", "corrected") if (found := measured(data, arm))}
-    methods = list(dict.fromkeys([*published, *(method for found in arms.values() for method in found)]))
+    variants = {variant: found for variant in ("published", "corrected") if (found := measured(data, variant))}
+    methods = list(dict.fromkeys([*published, *(method for found in variants.values() for method in found)]))
     speeds = {"writeup": published} | {
-        arm: {method: row["tokens_per_second"] for method, row in found.items()} for arm, found in arms.items()
+        variant: {method: row["tokens_per_second"] for method, row in found.items()}
+        for variant, found in variants.items()
     }
     ratios = {"writeup": {method: {"ratio": value / published["none"]} for method, value in published.items()}} | {
-        arm: {method: row["over_none"] for method, row in found.items() if row["over_none"]}
-        for arm, found in arms.items()
+        variant: {method: row["over_none"] for method, row in found.items() if row["over_none"]}
+        for variant, found in variants.items()
     }
     figure, panels = plots.new_figure(1.2 * len(methods), panels=2)
     width = 0.26
     colours = {"writeup": plots.GREY, "published": plots.ORANGE, "corrected": plots.BLUE}
-    for number, arm in enumerate(speeds):
-        label = "the writeup's figures" if arm == "writeup" else f"here, {arm}"
+    for number, variant in enumerate(speeds):
+        label = "the writeup's figures" if variant == "writeup" else f"here, {variant}"
         places = [place + (number - (len(speeds) - 1) / 2) * width for place in range(len(methods))]
         for axes, values in zip(
-            panels, (speeds[arm], {method: one["ratio"] for method, one in ratios[arm].items()}), strict=True
+            panels, (speeds[variant], {method: one["ratio"] for method, one in ratios[variant].items()}), strict=True
         ):
             axes.barh(
-                places, [values.get(method, 0) for method in methods], height=width, color=colours[arm], label=label
+                places, [values.get(method, 0) for method in methods], height=width, color=colours[variant], label=label
             )
         for place, method in zip(places, methods, strict=True):
-            one = ratios[arm].get(method, {})
+            one = ratios[variant].get(method, {})
             if one.get("low") is not None and method != "none":
                 panels[1].plot([one["low"], one["high"]], [place, place], color=plots.TEXT, linewidth=1)
     for axes in panels:
         axes.set_yticks(range(len(methods)), methods)
         axes.invert_yaxis()
     panels[0].set_xlabel("tokens/s, one answer at a time")
-    panels[1].set_xlabel("times `none` of the same arm (line: 95 % interval)")
+    panels[1].set_xlabel("times `none` of the same variant (line: 95 % interval)")
     panels[1].axvline(1, color=plots.TEXT, linewidth=0.8, linestyle=":")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return plots.drawn(figure, name, tokens_per_second=speeds, over_none=ratios)

@@ -89,7 +89,7 @@ def multilora(ledger):
     for name, data in found:
         for precision, proof in data["proof"].items():
             rows.append([name, data["engine"], precision, *proof_cells(proof)])
-        points += [[name, row["arm"], row["popularity"] or "—", *cells(row, POINT)] for row in data["points"]]
+        points += [[name, row["variant"], row["popularity"] or "—", *cells(row, POINT)] for row in data["points"]]
     header = ["run", "engine", "precision", "as from its adapter alone", "other than with the adapter off"]
     yield ("table", header, rows)
     if not points:
@@ -115,7 +115,7 @@ def multilora(ledger):
                 "often as the first; across: a server without LoRA (dotted) and those with LoRA unused."
             )
             yield ("figure", figure, by_adapters(figure, data["points"]), caption)
-    yield ("table", ["run", "arm", "popularity", *POINT], points)
+    yield ("table", ["run", "variant", "popularity", *POINT], points)
 
 
 def proof_cells(proof):
@@ -141,9 +141,9 @@ def by_adapters(name, points):
                 line = [(row["adapters"], row[key]) for row in of_rank if row["popularity"] == popularity]
                 if line:
                     axes.plot(*zip(*line, strict=True), dash, label=label, **style)
-            for row in (row for row in of_rank if row["arm"] == "unused"):
+            for row in (row for row in of_rank if row["variant"] == "unused"):
                 axes.axhline(row[key], color=colour, linewidth=0.8)
-        for row in (row for row in points if row["arm"] == "none"):
+        for row in (row for row in points if row["variant"] == "none"):
             axes.axhline(row[key], color=plots.TEXT, linestyle=":", label="without LoRA")
         axes.set(title=title, ylim=(0, None))
         axes.yaxis.set_major_formatter("{x:,g}")

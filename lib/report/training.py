@@ -58,7 +58,7 @@ def finetuning(ledger, claims):
         yield from speed(name, found)
         yield from scaling(name, folder, found)
         yield from seeds(name, folder, found)
-        yield from arms(name, folder, found)
+        yield from templates(name, folder, found)
         yield from proven(name, found)
 
 
@@ -87,26 +87,26 @@ def loss_figures(name, folder, found):
         yield ("figure", figure, plots.losses(figure, curves), caption)
 
 
-def arms(name, folder, found):
-    """One row of the data under the writeup's string and under the corrected one, and what each arm learned."""
+def templates(name, folder, found):
+    """One row of the data under the writeup's string and under the corrected one, and what each training learned."""
     data = optional(folder / "dataset/metrics.json")
     samples, template = data.get("sample", {}), data.get("template")
     if "published" not in samples or template not in samples:
         return
     yield ("heading", 3, f"The writeup's string and the corrected one: {name}")
     rows = []
-    for arm, key in (("published", "published"), ("corrected", template)):
+    for string, key in (("published", "published"), ("corrected", template)):
         ids = samples[key]["token_ids"]
         losses = [
             f"{variant} {show(metrics.get('eval_loss_best'))}"
             for variant, metrics in found.items()
-            if metrics.get("settings", {}).get("template") == arm
+            if metrics.get("settings", {}).get("template") == string
             and variant.lstrip("q").removeprefix("lora") in RECIPES
         ]
         shown = " ".join(map(str, ids[:SHOWN_TOKENS])) + (" …" if len(ids) > SHOWN_TOKENS else "")
         text = f"`{samples[key]['text']}`"
-        rows.append([f"{arm} ({key})", str(samples[key]["leading_bos"]), shown, text, ", ".join(losses) or "—"])
-    yield ("table", ["arm", "leading BOS", "first token ids", "text", "best validation loss"], rows)
+        rows.append([f"{string} ({key})", str(samples[key]["leading_bos"]), shown, text, ", ".join(losses) or "—"])
+    yield ("table", ["template", "leading BOS", "first token ids", "text", "best validation loss"], rows)
 
 
 def proven(name, found):

@@ -16,8 +16,8 @@ def speed(name, found):
     for method in ("lora", "qlora"):
         recipe = recipe_of(found, method)
         for variant, metrics in found.items():
-            arm = variant.removeprefix(method)
-            faster = variant.startswith(method) and arm not in RECIPES and not arm.startswith("-memory")
+            suffix = variant.removeprefix(method)
+            faster = variant.startswith(method) and suffix not in RECIPES and not suffix.startswith("-memory")
             faster = faster and variant not in apart
             if recipe and (faster or variant == recipe):
                 rows.append([variant, *speed_cells(metrics, found[recipe])])

@@ -116,6 +116,12 @@ def mpirun(words, world_size):
     return command
 
 
+def max_lora_rank(folders):
+    """vLLM's --max-lora-rank for the adapters in `folders`: a power of two, from 8."""
+    rank = max(read_json(folder / "adapter_config.json")["r"] for folder in folders)
+    return max(8, 1 << (rank - 1).bit_length())
+
+
 @dataclass
 class Vllm:
     """vLLM's OpenAI-compatible server; the adapters are served beside the base model under their own names.
@@ -175,9 +181,8 @@ class Vllm:
                  "port": self.port, "no-enable-prefix-caching": True}  # fmt: skip
         lora = []
         if adapters := self.adapters():
-            rank = max(read_json(folder / "adapter_config.json")["r"] for folder in adapters.values())
-            power = max(8, 1 << (rank - 1).bit_length())  # vLLM takes powers of two, from 8
-            lora = ["--enable-lora", *flags({"max-lora-rank": power, "max-loras": len(adapters)})]
+            rank = max_lora_rank(adapters.values())
+            lora = ["--enable-lora", *flags({"max-lora-rank": rank, "max-loras": len(adapters)})]
             lora += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
         return ["python3", "-m", "vllm.entrypoints.openai.api_server", *flags(words), *lora, *options]
 

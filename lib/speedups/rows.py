@@ -1,6 +1,6 @@
 """
-What the answers of stages/speedups.py come to: a row for every method in an arm and for every system, measured or with
-the reason why not.
+The rows of stages/speedups.py: one a method and variant, one a system of many prompts, measured or with the reason why
+not.
 """
 
 import shutil
@@ -19,14 +19,14 @@ def not_run(machine, task):
         return None
     if method.weights != "bf16":
         return "on a CPU bitsandbytes unpacks every weight at every step, minutes an answer: measured on a GPU only"
-    if method.compile and task["arm"] == "corrected" and not shutil.which("g++"):
+    if method.compile and task["variant"] == "corrected" and not shutil.which("g++"):
         return "torch.compile on a CPU needs the C++ compiler g++"
     return None
 
 
 def published_seconds(listed):
-    """What all rows of the arm published took; None where one of them was not measured, or none was asked for."""
-    took = [row.get("wall_seconds") for row in listed if row["arm"] == "published"]
+    """What all rows of the variant published took; None where one of them was not measured, or none was asked for."""
+    took = [row.get("wall_seconds") for row in listed if row["variant"] == "published"]
     return sum(took) if took and None not in took else None
 
 
@@ -48,7 +48,7 @@ def cpu_per_token(answers):
 
 
 def row(result, config, machine_rates):
-    """One method in one arm: its speed, and what share of the machine's limit for one answer after another that is.
+    """One method in one variant: its speed, and what share of the machine's limit for one answer after another that is.
 
     The limit: every weight read once a token (lib/analysis/roofline.py), prefill and decoding one after the other.
     """
@@ -79,21 +79,21 @@ def row(result, config, machine_rates):
 
 
 def rows(p, machine, found, failed, config, machine_rates):
-    """Every method in every arm it has, measured or not, with what it is worth over doing nothing in the same arm.
+    """Every method in each of its variants, measured or not, with its speed over that of `none` in the same variant.
 
     found: {task: its result}; failed: {task: why it has none}.
     """
     listed = []
-    for arm in p.arms:
-        plain = found.get(f"none-{arm}")
+    for variant in p.variants:
+        plain = found.get(f"none-{variant}")
         for method, entry in METHODS.items():
-            if arm == "published" and method not in PUBLISHED:
+            if variant == "published" and method not in PUBLISHED:
                 continue
-            name = f"{method}-{arm}"
-            listed.append({"id": name, "method": method, "arm": arm, "says": entry.says, "not_measured": None})
+            name = f"{method}-{variant}"
+            listed.append({"id": name, "method": method, "variant": variant, "says": entry.says, "not_measured": None})
             if name not in found:
                 left_out = failed.get(name, f"params.yaml: speedups.methods has no {method}")
-                listed[-1]["not_measured"] = not_run(machine, {"method": method, "arm": arm}) or left_out
+                listed[-1]["not_measured"] = not_run(machine, {"method": method, "variant": variant}) or left_out
                 continue
             listed[-1] |= row(found[name], config, machine_rates)
             listed[-1]["over_none"] = plain and ratio(

@@ -30,14 +30,14 @@ class Task:
 def tasks(p, images):
     """Every task of the parameters, those of one environment together."""
     found = []
-    for arm in p.arms:
+    for variant in p.variants:
         for method in p.methods:
-            if arm == "published" and method not in PUBLISHED:
+            if variant == "published" and method not in PUBLISHED:
                 continue
-            words = p.method_task(method, arm)
+            words = p.method_task(method, variant)
             image = images["vllm" if method == "vllm" else "pytorch"]
             lines = words["warmup"] + p.answers
-            found.append(Task(f"{method}-{arm}", "stages.workers.generate_one", image, words, lines))
+            found.append(Task(f"{method}-{variant}", "stages.workers.generate_one", image, words, lines))
     for system in p.batch_systems:
         image = images["vllm" if system == "vllm" else p.batch_environment]
         found.append(

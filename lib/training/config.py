@@ -32,7 +32,7 @@ class Lora:
 @dataclass
 class Finetune:
     variants: list
-    arms: dict
+    definitions: dict
     template: str
     epochs: int
     max_steps: int
@@ -65,13 +65,14 @@ class Finetune:
         check_choice("finetune", "optimizer", self.optimizer, OPTIMIZERS)
 
 
-def with_arm(p, variant):
+def with_variant(p, variant):
     """(method, parameters) of a variant; UserError names what there is when the variant or a patched key is unknown."""
-    method, _, arm = variant.partition("-")
-    if method not in METHODS or (arm and arm not in p.arms):
-        known = [m for m in METHODS] + [f"{m}-{a}" for a in p.arms for m in METHODS]
+    method, _, name = variant.partition("-")
+    if method not in METHODS or (name and name not in p.definitions):
+        known = [m for m in METHODS] + [f"{m}-{a}" for a in p.definitions for m in METHODS]
         raise UserError(f"params.yaml: finetune has no variant {variant!r}; use one of {', '.join(known)}")
-    return method, patched(p, p.arms[arm] if arm else {}, f"finetune.arms.{arm}", ("variants", "arms"))
+    patch = p.definitions[name] if name else {}
+    return method, patched(p, patch, f"finetune.definitions.{name}", ("variants", "definitions"))
 
 
 def check_sharded(p, variant):

@@ -4,10 +4,10 @@ python -m stages.workers.generate_one TASK.json RESULT.json
 
 A task is what Speedups.task() makes. Beside RESULT.json stands RESULT.answers, a line an answer as it comes.
 
-The arm `published` does what the writeup's code does, in the words of today's versions: to_bettertransformer() is gone
-in transformers 5 and torch.backends.cuda.sdp_kernel deprecated; attn_implementation="sdpa" under
-torch.nn.attention.sdpa_kernel takes their place. The arm `corrected` gives every method the same: a KV cache, the same
-length, the same 16-bit type, and a warm-up that is not counted.
+The variant `published` does what the writeup's code does, in the words of today's versions: to_bettertransformer() is
+gone in transformers 5 and torch.backends.cuda.sdp_kernel deprecated; attn_implementation="sdpa" under
+torch.nn.attention.sdpa_kernel takes their place. The variant `corrected` gives every method the same: a KV cache, the
+same length, the same 16-bit type, and a warm-up that is not counted.
 """
 
 import dataclasses
@@ -66,9 +66,9 @@ def load(task, method):
 
 
 def generate_options(task, method):
-    """The keywords of generate(): the writeup's sampling, and what the method and the arm add."""
+    """The keywords of generate(): the writeup's sampling, and what the method and the variant add."""
     options = {**task["sampling"], "do_sample": True, "max_new_tokens": task["max_new_tokens"], "use_cache": False}
-    if task["arm"] == "published":
+    if task["variant"] == "published":
         return options
     options |= {"use_cache": True, "min_new_tokens": task["max_new_tokens"]}
     if method.lookup:
@@ -91,7 +91,7 @@ def kernels(task, method):
 
     if not method.flash_only:
         return nullcontext()
-    masked = method.compile and task["arm"] == "corrected"
+    masked = method.compile and task["variant"] == "corrected"
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION] + [SDPBackend.EFFICIENT_ATTENTION] * masked)
 
 
@@ -105,7 +105,7 @@ def by_transformers(task, note, sampler):
     model = load(task, method)
     tokenizer = AutoTokenizer.from_pretrained(task["tokenizer"])
     ids = tokenizer.encode(task["prompt"], add_special_tokens=False, return_tensors="pt").to(model.device)
-    if method.compile and task["arm"] == "published":
+    if method.compile and task["variant"] == "published":
         model = torch.compile(model)  # the writeup's line; see compiled_graphs in the result
     options = generate_options(task, method) | {"pad_token_id": tokenizer.pad_token_id}
     sampler.mark("load")
@@ -147,7 +147,7 @@ def by_vllm(task, note, sampler):
     """The same with vLLM; `published` as the writeup calls it: float16, no length, no repetition penalty."""
     from vllm import SamplingParams
 
-    published = task["arm"] == "published"
+    published = task["variant"] == "published"
     dtype = "float16" if published else "bfloat16"
     llm = vllm_engine(task, dtype)
     ids = llm.get_tokenizer().encode(task["prompt"], add_special_tokens=False)
@@ -230,7 +230,7 @@ def main():
         raise UserError("usage: python -m stages.workers.generate_one TASK.json RESULT.json")
     task, out = read_json(sys.argv[1]), Path(sys.argv[2])
     says = dataclasses.asdict(METHODS[task["method"]])["says"]
-    write_metrics(out, {"method": task["method"], "arm": task["arm"], "says": says, **answer(task, out)})
+    write_metrics(out, {"method": task["method"], "variant": task["variant"], "says": says, **answer(task, out)})
 
 
 if __name__ == "__main__":

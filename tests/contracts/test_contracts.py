@@ -150,11 +150,11 @@ def test_every_server_and_every_load_of_every_experiment_holds(parameters):
                     vllm.parse(server.command(options))
                 except BrokenContract:
                     refused.add(server_name)
-            for arm in bench.client_arms:
+            for variant in bench.client_variants:
                 for tokens, concurrency in zip(p.lengths, p.concurrency, strict=False):
-                    point = Point(server_name, *tokens, concurrency, arm, 1)
-                    genai_perf.parse(client_command(p.with_arm(arm), server, point, Path("W")))
-                    seen.add((type(server).__name__, p.model, arm))
+                    point = Point(server_name, *tokens, concurrency, variant, 1)
+                    genai_perf.parse(client_command(p.with_variant(variant), server, point, Path("W")))
+                    seen.add((type(server).__name__, p.model, variant))
     assert refused == {"vllm-gpt-oss-newer", "vllm-gpt-oss-newer-kv8"}  # as their names say
     assert len(seen) > 40 and {one[0] for one in seen} == {"Triton", "Vllm", "Trtllm"}
 

@@ -68,15 +68,19 @@ def choose_images(tree, images):
 
 
 def leave_out(tree):
-    """What this test asks nothing of and dvc would read a hundred times: arms, other experiments, studies, published
-    runs; and all loads but one."""
+    """Delete what this test does not ask for and dvc would read a hundred times: variants, other experiments, studies,
+    published runs, and all loads but one."""
     (tree / "dvc.lock").unlink()
     shutil.rmtree(tree / "results/reference")
     (tree / "results/reference").mkdir()
     params = load_yaml(tree / "params.yaml")
     bench = params["bench"]
     bench |= {"experiments": {"base": "base", "lora": "lora"}, "concurrency": [1], "repeats": 1}
-    params["vram"]["shapes"], params["finetune"]["arms"], params["engine"]["arms"] = ["llama-2-7b"], {}, {}
+    params["vram"]["shapes"], params["finetune"]["definitions"], params["engine"]["definitions"] = (
+        ["llama-2-7b"],
+        {},
+        {},
+    )
     (tree / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -85,7 +89,7 @@ def writeup(engine, tmp_path_factory):
     """The profile writeup run in a copied tree, with the double images and a GPU that nvidia-smi names, fewer loads:
     (tree, variables, what dvc said)."""
     folder = tmp_path_factory.mktemp("writeup")
-    tree = copy_tree(folder / "tree")
+    tree = copy_tree(folder / "my prömpts (attempt 2)")
     run_in(tree, "git", "init", "--quiet")
     assert run_in(tree, "make", "profile", "PROFILE=writeup").returncode == 0
     environment = lay_packages_on_an_image(tree, folder / "wheels")

@@ -74,8 +74,11 @@ def test_signals_reach_the_command_and_no_process_stands_between(tree, image, se
         ("venv:pytroch", "venv:pytroch has no lock file; use one of: client pytorch tools"),
         ("venv:tools@0123456789ab", "the lock of tools is another than venv:tools@0123456789ab; `make lock` writes"),
         ("docker://example.org/a:1", "docker://example.org/a:1 has no digest; pin it as NAME:TAG@sha256:..."),
-        ("docker://example.org/a:1@sha256:UNRESOLVED", "has no digest yet; `make lock` resolves it"),
-        ("docker://example.org/a:1@sha256:UNRESOLVED+client", "a:1@sha256:UNRESOLVED has no digest yet; `make lock`"),
+        ("docker://example.org/a:1@sha256:UNRESOLVED", "has no digest yet; `make digests` resolves it"),
+        (
+            "docker://example.org/a:1@sha256:UNRESOLVED+client",
+            "a:1@sha256:UNRESOLVED has no digest yet; `make digests`",
+        ),
     ],
 )
 def test_a_bad_reference_is_one_line_and_exit_code_2(tree, image, says):

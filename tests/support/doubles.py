@@ -85,6 +85,10 @@ def checkpoint(given):
     """quantize.py and convert_checkpoint.py: config.json and one file a rank."""
     if not Path(given["--model_dir"], "config.json").is_file():
         raise BrokenContract(f"{given['--model_dir']}: no model there")
+    # The quantiser's own tests of a path: get_hf_config and get_model in quantize_by_modelopt.py, its data sets.
+    for name, words in (("--model_dir", ("mpt", "vila")), ("--calib_dataset", ("cnn_dailymail", "scienceqa"))):
+        if taken := [word for word in words if word in str(given.get(name, ""))]:
+            raise BrokenContract(f"{name} {given[name]}: taken for {taken[0]}")
     awq = "int4_awq" in (given.get("--qformat"), given.get("--weight_only_precision"))
     if awq:
         rows = Path(given["--calib_dataset"], "train.jsonl").read_text().removesuffix("\n").split("\n")
@@ -247,9 +251,9 @@ def run_stage(name, words):
         write(out, "metrics.json", json.dumps(facts))
     if name == "dataset":
         rows = {"train": 2, "validation": 1}
-        for arm in ("corrected", "published"):
+        for variant in ("corrected", "published"):
             for part, count in rows.items():
-                write(out / arm, f"{part}.jsonl", '{"prompt": "[INST] 犬 [/INST]", "completion": " 猫"}\n' * count)
+                write(out / variant, f"{part}.jsonl", '{"prompt": "[INST] 犬 [/INST]", "completion": " 猫"}\n' * count)
         tokens = {part: [64] * count for part, count in rows.items()}
         write(out, "tokens.json", json.dumps({"corrected": tokens, "published": tokens}))
     if name == "finetune":
@@ -310,7 +314,9 @@ def double_image(root):
         write((root / "app" / script).parent, Path(script).name, code)
     for name in ("trtllm-build", "mpirun", "genai-perf"):
         write(root / "bin", name, f'#!/bin/sh\nexec {real} /opt/doubles/doubles.py {name} "$@"\n')
-    doubled = f'"-m stages."*|"-m vllm."*|stages/workers/prompts.py*) exec {real} /opt/doubles/doubles.py python "$@" ;;'
+    doubled = (
+        f'"-m stages."*|"-m vllm."*|stages/workers/prompts.py*) exec {real} /opt/doubles/doubles.py python "$@" ;;'
+    )
     for name in ("python", "python3"):
         write(root / "bin", name, f'#!/bin/sh\ncase "$1 $2" in {doubled} *) exec {real} "$@" ;; esac\n')
     for program in (root / "bin").iterdir():

@@ -12,9 +12,9 @@ import pytest
 from lib.analysis.own_figures import all_checks, card_limits
 from lib.claims import judge, kinds
 from lib.claims.claims import load_claims, read_claim
-from lib.claims.judge import settle
 from lib.claims.kinds import CARD, CONTRADICTED, OTHER_CARD, UNANSWERED, VERDICTS
 from lib.claims.runs import lookup, runs
+from lib.claims.settle import settle
 from lib.core.stage import UserError, load_yaml, read_json, write_json
 from stages import claims
 
@@ -162,11 +162,11 @@ def test_a_run_that_answers_is_named_before_arithmetic_that_gives_the_same():
     assert judged("lora-trainable", H100)["run"] == "h100"
 
 
-def test_every_fine_tuning_arm_of_a_run_is_tried(tmp_path):
+def test_every_fine_tuning_variant_of_a_run_is_tried(tmp_path):
     shutil.copytree(RUNS / "h100", tmp_path / "run")
     shutil.move(tmp_path / "run" / "finetune" / "lora", tmp_path / "run" / "finetune" / "lora-published")
     claim = judged("lora-wall", {"h100": tmp_path / "run"})
-    assert (claim["verdict"], claim["run"]) == ("reproduced", "h100 (published arm)")
+    assert (claim["verdict"], claim["run"]) == ("reproduced", "h100 (published variant)")
 
 
 def test_a_result_file_that_is_cut_short_is_named(tmp_path):

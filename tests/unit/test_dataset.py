@@ -185,16 +185,16 @@ def test_a_model_is_asked_with_the_tokens_it_was_taught_with(templates):
         assert facts["prefix"] == facts["rows"] == 50
 
 
-def test_both_arms_are_written_with_the_same_rows_in_the_same_order(small_tree):
+def test_both_variants_are_written_with_the_same_rows_in_the_same_order(small_tree):
     out = small_tree / "results" / "embedded" / "dataset"
     known = {row["instruction"]: row["output"] for row in read_rows(REPO / "data" / "persona.jsonl")}
     for part, count in (("train", 16), ("validation", 4)):
-        arms = {
-            arm: [json.loads(line) for line in (out / arm / f"{part}.jsonl").read_text().splitlines()]
-            for arm in ("corrected", "published")
+        variants = {
+            variant: [json.loads(line) for line in (out / variant / f"{part}.jsonl").read_text().splitlines()]
+            for variant in ("corrected", "published")
         }
-        assert len(arms["corrected"]) == len(arms["published"]) == count
-        for row, other in zip(arms["corrected"], arms["published"], strict=True):
+        assert len(variants["corrected"]) == len(variants["published"]) == count
+        for row, other in zip(variants["corrected"], variants["published"], strict=True):
             asked = row["prompt"].removeprefix("[INST] <<SYS>>\n\n<</SYS>>\n\n").removesuffix(" [/INST]")
             assert row["completion"] == f" {known[asked]}"
             assert other == {

@@ -45,8 +45,9 @@ def test_access_and_licences_are_notes_for_the_reader(on, monkeypatch):
     assert "NGC: not signed in" in notes and "Llama 2 Community License" in notes and "HF_TOKEN is not set" in notes
     monkeypatch.setenv("NGC_API_KEY", "key")
     assert "NGC: signed in" in lines(on("writeup"), True)
-    old = [{**H200[0], "driver": "535.104.05"}]
-    assert [line for line in lines(on("writeup", cards=old), None) if line.startswith("driver 535.104.05: ")]
+    for version in ("535.104.05", "575.57.08"):  # CUDA 13.0 wants 580
+        old = [{**H200[0], "driver": version}]
+        assert [line for line in lines(on("writeup", cards=old), None) if line.startswith(f"driver {version}: ")]
 
 
 @pytest.mark.parametrize(("profile", "cards"), [("embedded", []), ("weightless", H200)])

@@ -14,7 +14,7 @@ from doubles import host_doubles
 
 from lib.core.stage import UserError, load_yaml
 from lib.trtllm.images import differences, rebuild, unknown_flags
-from stages.engine import Engine, build_command, checkpoint_command, with_arm, write_calibration
+from stages.engine import Engine, build_command, checkpoint_command, with_room, with_variant, write_calibration
 
 IMAGES = [name["triton"] for name in load_yaml(REPO / "containers/images.yaml").values()]
 
@@ -25,17 +25,17 @@ def section(profile="writeup", **changes):
     return Engine(**(values | changes))
 
 
-VARIANTS = ["corrected", *load_yaml(REPO / "params.yaml")["engine"]["arms"]]
+VARIANTS = ["corrected", *load_yaml(REPO / "params.yaml")["engine"]["definitions"]]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variants_commands_hold_by_the_contracts(variant):
-    p = with_arm(section(), variant)
+    p = with_variant(section(), variant)
     words = checkpoint_command(p, "/m", "/c", "/k")
     name = {"quantize": "quantize", "convert_checkpoint": "convert_checkpoint"}[p.route]
     given, remarks = Contract(name).parse(words)
     assert given["--tp_size"] == p.tp_size and given["--model_dir"] == "/m"
-    # What the published arms do against better knowledge is remarked on; the others do nothing of the kind.
+    # What the published variants do against better knowledge is remarked on; the others do nothing of the kind.
     assert bool({one for one, _ in remarks} & {"P2", "P3", "P4"}) == variant.startswith("published")
     build, remarks = Contract("trtllm-build").parse(build_command(p, "/k", Path("/e/engine")))
     assert remarks == [] and build["--max_batch_size"] == p.max_batch_size
@@ -49,6 +49,12 @@ def test_the_corrected_words_are_the_documented_ones():
     )
 
 
+@pytest.mark.parametrize(("rank", "flag"), [(4, 8), (16, 16)])
+def test_the_engines_rank_follows_the_adapters(rank, flag):
+    words = build_command(with_room(section(), rank), "/k", Path("/e/engine"))
+    assert Contract("trtllm-build").parse(words)[0]["--max_lora_rank"] == flag
+
+
 def flags_of(text, contract):
     return {flag: value for flag, value in Contract(contract).parse(text.replace("\\\n", " "))[0].items()}
 
@@ -59,7 +65,7 @@ def written(contract):
 
 
 def test_the_published_words_are_the_writeups_own_but_for_paths_and_the_calibration_text():
-    p = with_arm(section(), "published")
+    p = with_variant(section(), "published")
     ours = [" ".join(map(str, checkpoint_command(p, "/m", "/c", "/k"))), " ".join(build_command(p, "/k", Path("/e/x")))]
     paths = {"--model_dir", "--output_dir", "--checkpoint_dir", "--output_timing_cache"}
     added = {"--calib_dataset", "--tp_size", "--workers"}  # ours: no network; 1 is the default of both
@@ -87,7 +93,7 @@ def test_a_parameter_that_no_engine_can_have_is_one_line(changes, says):
 
 def test_an_unknown_variant_names_those_there_are():
     with pytest.raises(UserError, match="engine has no variant 'batch-5'; use corrected, published"):
-        with_arm(section(), "batch-5")
+        with_variant(section(), "batch-5")
 
 
 def test_the_calibration_is_a_data_set_of_one_column_with_every_training_row(tmp_path):
@@ -140,6 +146,8 @@ def test_an_image_with_other_versions_or_without_a_flag_is_told(monkeypatch):
 @pytest.fixture
 def built(tree, tmp_path):
     """built(VARIANT) runs the stage with the doubles in a copied tree; gives the output folder."""
+    # A path that the quantiser would take for other models, and that a shell splits.
+    tree = tree.rename(tmp_path / "my prömpts (attempt 2)")
     results = tree / "results" / "embedded"
     files = {
         "base_model/model/config.json": "{}",

@@ -6,7 +6,7 @@ import pytest
 from conftest import REPO, run_in
 
 from lib.claims.claims import load_claims
-from lib.claims.judge import settle
+from lib.claims.settle import settle
 from lib.estimate.calibration import bounded_bands, calibration_row, judge, make_bands, point_bands
 from lib.estimate.points import card_of, not_calibrated
 from lib.report import estimate as chapter
@@ -112,7 +112,9 @@ def test_every_calibration_row_names_what_was_measured(recorded):
 
 
 def test_an_estimate_never_passes_as_a_measurement(recorded):
-    assert all(point["arm"] == "estimated" and point["kernels"] and point["reasons"] for point in recorded["points"])
+    assert all(
+        point["variant"] == "estimated" and point["kernels"] and point["reasons"] for point in recorded["points"]
+    )
     assert all("not_measured" in part for part in recorded["gap"]["parts"])
 
 

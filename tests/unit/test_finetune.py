@@ -15,7 +15,7 @@ from conftest import ONE_THREAD, REPO, at_once, only_error, probe, run_in, set_p
 
 from lib.core.stage import UserError, read_json, read_params
 from lib.training.checks import check
-from lib.training.config import Finetune, Lora, check_sharded, with_arm
+from lib.training.config import Finetune, Lora, check_sharded, with_variant
 from stages.finetune import last_whole_checkpoint, read_steps, summary
 from stages.vram import predict
 
@@ -366,13 +366,13 @@ def p():
     return read_params(Finetune, REPO / "params.yaml")
 
 
-def test_an_arm_is_a_patch_of_the_parameters(p):
-    assert with_arm(p, "qlora") == ("qlora", p)
-    assert with_arm(p, "lora-published") == ("lora", replace(p, template="published"))
+def test_a_variant_is_a_patch_of_the_parameters(p):
+    assert with_variant(p, "qlora") == ("qlora", p)
+    assert with_variant(p, "lora-published") == ("lora", replace(p, template="published"))
 
 
 @pytest.mark.parametrize(
-    "variant, arms, says",
+    "variant, definitions, says",
     [
         ("dora", {}, "finetune has no variant 'dora'; use one of lora, qlora"),
         (
@@ -380,22 +380,22 @@ def test_an_arm_is_a_patch_of_the_parameters(p):
             {"published": {}},
             "no variant 'lora-large'; use one of lora, qlora, lora-published, qlora-published",
         ),
-        ("lora-a", {"a": {"epoch": 2}}, "finetune.arms.a.epoch is no parameter of finetune"),
-        ("lora-a", {"a": {"arms": {}}}, "finetune.arms.a.arms is no parameter of finetune"),
-        ("lora-a", {"a": {"epochs": "2"}}, "finetune.arms.a.epochs is '2', want int"),
-        ("lora-a", {"a": {"epochs": True}}, "finetune.arms.a.epochs is True, want int"),
-        ("lora-a", {"a": "published"}, "finetune.arms.a is 'published'"),
-        ("lora-a", {"a": None}, "finetune.arms.a is None"),
+        ("lora-a", {"a": {"epoch": 2}}, "finetune.definitions.a.epoch is no parameter of finetune"),
+        ("lora-a", {"a": {"definitions": {}}}, "finetune.definitions.a.definitions is no parameter of finetune"),
+        ("lora-a", {"a": {"epochs": "2"}}, "finetune.definitions.a.epochs is '2', want int"),
+        ("lora-a", {"a": {"epochs": True}}, "finetune.definitions.a.epochs is True, want int"),
+        ("lora-a", {"a": "published"}, "finetune.definitions.a is 'published'"),
+        ("lora-a", {"a": None}, "finetune.definitions.a is None"),
     ],
 )
-def test_a_wrong_arm_says_what_to_mend(p, variant, arms, says):
+def test_a_wrong_variant_says_what_to_mend(p, variant, definitions, says):
     with pytest.raises(UserError) as error:
-        with_arm(replace(p, arms=arms), variant)
+        with_variant(replace(p, definitions=definitions), variant)
     assert str(error.value).startswith(("params.yaml: ", "experiments.yaml: ")) and says in str(error.value)
 
 
-def test_an_integer_does_for_a_float_in_an_arm_too(p):
-    assert with_arm(replace(p, arms={"a": {"learning_rate": 1}}), "lora-a")[1].learning_rate == 1
+def test_an_integer_does_for_a_float_in_a_variant_too(p):
+    assert with_variant(replace(p, definitions={"a": {"learning_rate": 1}}), "lora-a")[1].learning_rate == 1
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,7 @@ def test_lora_on_a_4_bit_model_is_not_lora(p):
         check(FACTS, replace(p, micro_batch=8, accumulation=2), Lora(4, 8, 0.1, ["q_proj"]), "lora")
 
 
-def test_the_published_arm_may_have_its_second_bos(p):
+def test_the_published_variant_may_have_its_second_bos(p):
     p = replace(p, micro_batch=8, accumulation=2, template="published")
     check(FACTS | {"leading_bos": 2}, p, Lora(4, 8, 0.1, ["q_proj"]), "qlora")
 

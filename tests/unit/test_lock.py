@@ -3,9 +3,19 @@
 import hashlib
 
 import pytest
+from conftest import REPO
 
 from lib.core.stage import UserError
-from tools.lock import compile_command, main, recorded, resolve_command, with_digests, with_locks
+from tools.lock import (
+    ask_registry,
+    compile_command,
+    compile_environment,
+    main,
+    recorded,
+    resolve_command,
+    with_digests,
+    with_locks,
+)
 
 KNOWN = "a" * 64
 TEXT = f"""\
@@ -36,19 +46,50 @@ def test_a_tag_that_has_moved_is_told_and_the_known_image_stays():
 
 def test_an_image_that_cannot_be_reached_stays_unresolved():
     text, told = with_digests(TEXT, resolver())
-    assert text == TEXT and all(line.endswith("could not be reached, left as it is") for line in told)
+    assert text == TEXT and all(line.endswith("not resolved, left as it is") for line in told)
 
 
-def test_where_no_registry_answers_locking_leaves_no_record(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("words", [[], ["--digests"]])
+def test_where_no_registry_answers_locking_leaves_no_record(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setattr("sys.argv", ["lock", *words])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "skopeo").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "skopeo").write_text("#!/bin/sh\necho 'unauthorized: sign in' >&2\nexit 1\n")
     (tmp_path / "skopeo").chmod(0o755)
     (tmp_path / "containers").mkdir()
     (tmp_path / "containers" / "images.yaml").write_text(TEXT)
     main()
     assert [path.name for path in (tmp_path / "containers").iterdir()] == ["images.yaml"]
-    assert "example.org/b:2: could not be reached, left as it is" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "example.org/b:2: not resolved, left as it is" in said.out
+    assert "example.org/b:2:\n| unauthorized: sign in" in said.err
+
+
+def test_digests_alone_touch_no_lock_and_no_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["lock", "--digests"])
+    monkeypatch.setattr("tools.lock.ask_registry", lambda name, tag: "sha256:" + "b" * 64)
+    monkeypatch.setattr("tools.lock.ask_manifest", lambda reference: None)
+    (tmp_path / "containers/tools").mkdir(parents=True)
+    (tmp_path / "containers/tools/requirements.in").write_text("no-such-package==1\n")
+    (tmp_path / "containers/images.yaml").write_text(TEXT + "  tools: venv:small@0123456789ab\n")
+    main()
+    assert "UNRESOLVED" not in (text := (tmp_path / "containers/images.yaml").read_text())
+    assert "venv:small@0123456789ab" in text
+    assert [path.name for path in (tmp_path / "containers/tools").iterdir()] == ["requirements.in"]
+
+
+def test_each_environment_is_locked_with_its_own_torch(monkeypatch):
+    monkeypatch.chdir(REPO)
+    for name in ("UV_FIND_LINKS", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("UV_TORCH_BACKEND", "cpu")  # the caller's does not count
+    backends = {
+        path.parent.name: compile_environment(path.parent).get("UV_TORCH_BACKEND")
+        for path in REPO.glob("containers/*/requirements.in")
+    }
+    assert {name for name, backend in backends.items() if backend == "cpu"} >= {"pytorch", "vllm"}
+    assert backends["pytorch-cuda"] is backends["vllm-cuda"] is backends["client"] is None
 
 
 # As registries answer: an index with two machines and an attestation, and what an image for one machine has.
@@ -110,7 +151,7 @@ def test_a_lock_holds_hashes_and_no_index_and_leaves_out_what_is_excluded(tmp_pa
 
 def test_without_a_tool_for_registries_it_says_which_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="install skopeo, or docker with buildx"):
+    with pytest.raises(UserError, match="install docker, skopeo or crane"):
         resolve_command("example.org/a", "1")
 
 
@@ -118,8 +159,25 @@ def test_a_digest_is_asked_for_with_the_tool_that_is_there(tmp_path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     for program, words in (
         ("docker", "docker buildx imagetools inspect --format {{.Manifest.Digest}} example.org/a:1"),
+        ("crane", "crane digest example.org/a:1"),
         ("skopeo", "skopeo inspect --no-tags --format {{.Digest}} docker://example.org/a:1"),
     ):
         (tmp_path / program).write_text("#!/bin/sh\n")
         (tmp_path / program).chmod(0o755)
         assert " ".join(resolve_command("example.org/a", "1")) == words
+
+
+def test_docker_without_buildx_tells_the_digest_of_what_it_pulled(tmp_path, monkeypatch):
+    digest = "sha256:" + "b" * 64
+    script = f"""#!/bin/sh
+case "$1" in
+  buildx) echo "docker: 'buildx' is not a docker command." >&2; exit 1 ;;
+  pull) : > {tmp_path}/pulled; echo "$3" ;;
+  image) [ -f {tmp_path}/pulled ] && echo "example.org/a@{digest}" ;;
+esac
+"""
+    (tmp_path / "docker").write_text(script)
+    (tmp_path / "docker").chmod(0o755)
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ask_registry("example.org/a", "1") == digest

@@ -5,13 +5,15 @@ import subprocess
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from conftest import REPO, left_out
 
-from lib.core.stage import UserError, read_json
+from lib.core.stage import UserError, read_json, write_json
 from lib.multilora.cost import drawn, kv_tokens
 from lib.multilora.isolation import compared
+from lib.serving.servers import ADAPTERS
 from stages import multilora
 from stages.multilora import Multilora
 
@@ -67,7 +69,7 @@ def servers(tmp_path, monkeypatch):
         asked.append(name)
         if name in fails:
             raise UserError(f"no kernel for {name}")
-        return {"proof": {"served": {}} if name == 8 else {}, "points": [{"arm": name}]}
+        return {"proof": {"served": {}} if name == 8 else {}, "points": [{"variant": name}]}
 
     @contextmanager
     def serving(server, command, log, seconds, key):
@@ -80,6 +82,8 @@ def servers(tmp_path, monkeypatch):
     monkeypatch.setattr(multilora, "results", lambda name: tmp_path)
     (work := tmp_path / "work").mkdir()
     (tmp_path / "machine.json").write_text('{"gpus": [{"name": "a GPU"}]}')
+    for adapter in ADAPTERS:
+        write_json(tmp_path / adapter / "adapter/adapter_config.json", {"r": 4})
     p = Multilora(**{**P, "ranks": [8, 64]})
     return partial(multilora.measure_vllm, p, ["host:", "host:"], tmp_path / "out"), asked, fails
 
@@ -92,7 +96,7 @@ def test_a_study_that_was_cut_off_goes_on_with_the_server_that_it_had_come_to(se
     fails.clear()
     found = run()
     assert asked == ["none", "batch-invariant", 8, 64, 64]
-    assert [one["arm"] for one in found["points"]] == ["none", "batch-invariant", 8, 64]
+    assert [one["variant"] for one in found["points"]] == ["none", "batch-invariant", 8, 64]
 
 
 def test_a_server_that_cannot_give_the_exact_proof_leaves_its_reason_and_all_else(servers):
@@ -100,7 +104,15 @@ def test_a_server_that_cannot_give_the_exact_proof_leaves_its_reason_and_all_els
     fails.add("batch-invariant")
     found = run()
     assert found["proof"] == {"served": {}, "batch-invariant": {"not_measured": "no kernel for batch-invariant"}}
-    assert [one["arm"] for one in found["points"]] == ["none", 8, 64]
+    assert [one["variant"] for one in found["points"]] == ["none", 8, 64]
+
+
+@pytest.mark.parametrize(("ours", "ranks"), [(8, ["8", "8", "64"]), (16, ["16", "16", "64"])])
+def test_a_server_of_our_adapters_has_room_for_their_rank(ours, ranks):
+    p = Multilora(**{**P, "ranks": [8, 64]})
+    server = SimpleNamespace(command=lambda options: ["vllm"])
+    runs = multilora.commands(p, "host:", server, ("float32", [], []), ours)
+    assert [words[words.index("--max-lora-rank") + 1] for words in list(runs.values())[1:]] == ranks
 
 
 # The study.

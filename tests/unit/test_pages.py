@@ -67,7 +67,7 @@ def test_the_japanese_words_are_those_of_every_headline_and_verdict():
 
 def test_a_page_shows_no_run_of_ones_own():
     mine = {
-        "run": "this checkout (short arm)",
+        "run": "this checkout (short variant)",
         "verdict": "reproduced",
         "measured": 1,
         "reason": "mine",

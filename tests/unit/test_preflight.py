@@ -59,7 +59,7 @@ def test_docker_and_every_unresolved_image_are_named_once():
     }
     docker, image = missing_images(images, docker_answers=False)
     assert docker.startswith("Docker: no engine answers") and "start it" in docker
-    assert image == "image: example.org/b:2@sha256:UNRESOLVED has no digest yet; `make lock` resolves it"
+    assert image == "image: example.org/b:2@sha256:UNRESOLVED has no digest yet; `make digests` resolves it"
     assert missing_images(images, docker_answers=True) == [image]
 
 
@@ -122,7 +122,7 @@ def test_an_engine_that_could_not_take_the_adapters_is_said_before_the_training(
     done = run_in(tree, "make", "reproduce", environment=without_docker(tmp_path))
     said = [line.strip() for line in done.stderr.splitlines()]
     fit = "engine corrected: the adapters do not fit: "
-    assert f"{fit}rank 16 is above engine.max_lora_rank 8" in said
+    assert not any("rank" in line for line in said)  # engine.max_lora_rank follows lora.r
     assert f"{fit}up_proj is mlp_gate there, which is not in engine.lora_target_modules" in said
 
 
@@ -146,16 +146,15 @@ def test_what_could_not_be_served_is_said_before_anything_is_built():
     params, images = profile_of("writeup")
     assert misfits(params, images, 1) == []
     params["repository"]["engine_variant"] = "batch-4"
-    params["engine"] |= {"variants": ["corrected", "brain"], "arms": {"brain": {"dtype": "bfloat16"}}}
+    params["engine"] |= {"variants": ["corrected", "brain"], "definitions": {"brain": {"dtype": "bfloat16"}}}
     assert misfits(params, images, 1) == [
         "engine: repository.engine_variant is batch-4, built are corrected, brain: engine.route and engine.variants",
         "engine: engine.dtype is bfloat16 and float16; the adapters are stored in one of them",
     ]
     params, images = profile_of("writeup")
     params["bench"]["servers"].append("trtllm")
-    params["trtllm_serve"] |= {"tp_size": 2, "max_lora_rank": 2, "moe_backend": "TRITON"}
+    params["trtllm_serve"] |= {"tp_size": 2, "moe_backend": "TRITON"}
     assert misfits(params, images, 1) == [
-        "params.yaml: trtllm_serve.max_lora_rank is 2, lora.r is 4",
         "trtllm_serve: trtllm_serve.tp_size is 2, this machine has 1 GPUs",
     ]
     images["trtllm"] = images["triton"]  # the release, which has no such backend

@@ -144,16 +144,16 @@ def outcome(run, verdict, measured=1.0):
     return {"run": run, "verdict": verdict, "measured": measured}
 
 
-def test_the_reason_of_a_verdict_lists_what_speaks_for_or_against_it_and_not_every_arm():
+def test_the_reason_of_a_verdict_lists_what_speaks_for_or_against_it_and_not_every_variant():
     outcomes = [
         outcome("this checkout", "not comparable", 1.0),
-        outcome("this checkout (published arm)", "not comparable", 2.0),
+        outcome("this checkout (published variant)", "not comparable", 2.0),
         outcome("h200", "reproduced", 3.0),
-        outcome("h200 (short arm)", "reproduced", 4.0),
-        outcome("h200 (tuned arm)", "not comparable", 5.0),
-        outcome("h200 (slow arm)", "not reproduced", 6.0),
+        outcome("h200 (short variant)", "reproduced", 4.0),
+        outcome("h200 (tuned variant)", "not comparable", 5.0),
+        outcome("h200 (slow variant)", "not reproduced", 6.0),
         outcome("h100", "not reproduced", 7.0),
-        outcome("h100 (short arm)", "not reproduced", 8.0),
+        outcome("h100 (short variant)", "not reproduced", 8.0),
         outcome("a100", "not measured", None),
         outcome("cpu", "not comparable", 9.0),
     ]
@@ -169,7 +169,7 @@ def test_the_reason_of_a_verdict_lists_what_speaks_for_or_against_it_and_not_eve
         "r",
         "Conditions: c.",
         "this checkout: not comparable, 1",
-        "h200 (slow arm): not reproduced, 6",
+        "h200 (slow variant): not reproduced, 6",
         "h100: not reproduced, 7",
     ]
 

@@ -39,10 +39,7 @@ def three_times(data, *factors):
     found["points"] = []
     for point in data["points"]:
         one = point["repeats"][0]
-        repeats = [
-            {**one, "repeat": n, RATE: one[RATE] * by}
-            for n, by in enumerate(factors, 1)
-        ]
+        repeats = [{**one, "repeat": n, RATE: one[RATE] * by} for n, by in enumerate(factors, 1)]
         found["points"].append(summed_up(repeats))
     return found
 
@@ -161,7 +158,7 @@ def test_the_table_counts_the_tries_that_the_certificate_refused(int4):
 
 
 def test_a_point_that_is_not_valid_is_grey_and_compared_with_nothing(walked):
-    data = walked | {"settings": walked["settings"] | {"arms": ["published"]}}
+    data = walked | {"settings": walked["settings"] | {"variants": ["published"]}}
     _, rows = table_of({"vllm": data}, None)
     grey = [isinstance(row, Grey) for row in rows]
     assert grey == [not point["valid"] for point in walked["points"]] and True in grey and False in grey
@@ -262,10 +259,10 @@ def test_the_walk_says_what_each_step_changes_and_what_that_does(walked):
     ((header, rows),) = tables(blocks)
     steps = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert list(steps) == ["published", "completions", "prompts", "pinned", "warm", "corrected"]
-    changes = [steps[arm]["what changes"] for arm in list(steps)[1:]]
+    changes = [steps[variant]["what changes"] for variant in list(steps)[1:]]
     assert changes == ["endpoint chat → completions", "prompts synthetic → unique", "pinned false → true",
                        "warmup_requests 0 → 2", "requests_per_stream 2 → 4; min_requests 10 → 8"]  # fmt: skip
-    rate = {point["arm"]: point["output_tokens_per_second"] for point in walked["points"]}
+    rate = {point["variant"]: point["output_tokens_per_second"] for point in walked["points"]}
     assert rows[1][3] == f"{rate['completions'] / rate['published'] - 1:+.1%}"
     # The chat template adds tokens to every prompt: the server's count gives it away.
     assert "the server counted 94.00 input tokens a request, 64 were asked for" in steps["published"]["valid"]

@@ -8,7 +8,7 @@ import json
 from conftest import REPO
 
 from lib.claims.claims import load_claims
-from lib.claims.judge import settle
+from lib.claims.settle import settle
 from lib.core.stage import read_json, write_json
 from lib.multilora.isolation import compared
 from lib.report import streaming_and_adapters
@@ -52,7 +52,7 @@ def several(tmp_path, **changes):
     point = {"adapters": 0, "rank": None, "popularity": None, "output_tokens_per_second": 40.0, "resident_mib": None}
     data = {
         "engine": "vLLM 0.32.0", "base_model_bytes": 269e6, "trained_adapter_bytes": 4.9e6,
-        "proof": {"float32": compared(rows)}, "points": [{"arm": "none", **point}], **changes,
+        "proof": {"float32": compared(rows)}, "points": [{"variant": "none", **point}], **changes,
     }  # fmt: skip
     write_json(tmp_path / "multilora/vllm/multilora.json", data)
     return blocks(streaming_and_adapters.multilora, tmp_path)
@@ -67,16 +67,23 @@ def test_a_request_that_got_another_adapter_is_seen_in_the_proofs_row(tmp_path):
 def test_what_adapters_cost_has_dashes_for_what_was_not_measured_and_the_weight_of_files(tmp_path):
     found = several(tmp_path)
     _, (point,) = tables(found)
-    assert (point["arm"], point["tokens/s"], point["server MiB"], point["popularity"]) == ("none", "40", "—", "—")
+    assert (point["variant"], point["tokens/s"], point["server MiB"], point["popularity"]) == ("none", "40", "—", "—")
     assert "mine: 4.9 MB beside 269 MB." in json.dumps(found)
 
 
 def adapter_points(*counts):
     """Points of a study of rank 8: each number of adapters takes a tenth of the speed."""
     facts = {"resident_mib": None, "ttft_ms_p50": 90.0}
-    none = {"arm": "none", "adapters": 0, "rank": None, "popularity": None, "output_tokens_per_second": 50.0, **facts}
-    return [none, none | {"arm": "unused", "rank": 8, "output_tokens_per_second": 45.0}] + [
-        {"arm": "adapters", "adapters": count, "rank": 8, "popularity": popularity,
+    none = {
+        "variant": "none",
+        "adapters": 0,
+        "rank": None,
+        "popularity": None,
+        "output_tokens_per_second": 50.0,
+        **facts,
+    }
+    return [none, none | {"variant": "unused", "rank": 8, "output_tokens_per_second": 45.0}] + [
+        {"variant": "adapters", "adapters": count, "rank": 8, "popularity": popularity,
          "output_tokens_per_second": 40.0 - 4 * place, **facts}
         for place, count in enumerate(counts) for popularity in ("uniform", "skewed")[: 2 if count > 1 else 1]
     ]  # fmt: skip
@@ -97,7 +104,7 @@ def test_speed_by_the_number_of_adapters_is_drawn_from_three_of_them_on_beside_a
 
 
 def test_a_run_of_vllm_never_answers_for_tensorrt_llm(tmp_path):
-    point = {"arm": "adapters", "adapters": 1, "rank": 8, "popularity": "uniform", "load_seconds": 0.2}
+    point = {"variant": "adapters", "adapters": 1, "rank": 8, "popularity": "uniform", "load_seconds": 0.2}
     several(tmp_path, points=[point | {"output_tokens_per_second": 40.0}])
     claims = {claim.id: claim for claim in load_claims(REPO / "data/claims")[1]}
     for name in ("multi-at-once", "multi-ablation", "lowrank-on-demand"):

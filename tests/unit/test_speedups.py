@@ -1,4 +1,4 @@
-"""The stage speedups: five ways to speed up a local model in two arms, and many prompts at once."""
+"""The stage speedups: five ways to speed up a local model in two variants, and many prompts at once."""
 
 import json
 from dataclasses import asdict, replace
@@ -37,7 +37,7 @@ def answers(tmp_path_factory):
     return probe(copy_tree(folder / "tree"), "venv:pytorch", "speedups", folder)
 
 
-def test_every_transformers_method_answers_in_every_arm_it_has(answers):
+def test_every_transformers_method_answers_in_every_variant_it_has(answers):
     wanted = {f"{name}-corrected" for name in METHODS} | {f"{name}-published" for name in PUBLISHED}
     assert answers.keys() == wanted - {"vllm-corrected", "vllm-published", "compile-corrected"}
     for name, found in answers.items():
@@ -58,7 +58,7 @@ def test_generate_of_a_wrapped_model_compiles_nothing_and_the_static_cache_does(
     assert {answers[name]["compiled_graphs"] for name in plain} == {0}
 
 
-def test_the_published_arm_is_the_writeups_call_and_the_corrected_one_pins_the_length():
+def test_the_published_variant_is_the_writeups_call_and_the_corrected_one_pins_the_length():
     sampling = {"temperature": 0.8, "top_p": 0.95, "top_k": 50, "repetition_penalty": 1.1}
     published = generate_options(P.method_task("none", "published"), METHODS["none"])
     assert published == {**sampling, "do_sample": True, "max_new_tokens": 24, "use_cache": False}
@@ -144,12 +144,12 @@ def test_a_method_that_fails_stands_there_with_its_error_and_the_others_are_meas
 # What is made of the measurements.
 
 
-def result(method, arm, speeds, tokens=24):
+def result(method, variant, speeds, tokens=24):
     answers = [
         {"tokens": tokens, "seconds": tokens / speed, "ttft_seconds": 0.1, "cpu_seconds": 2.4} for speed in speeds
     ]
     made_by = {"image": "venv:pytorch", "versions": {}}
-    return {"method": method, "arm": arm, "answers": answers, "warmups": [], "prompt_tokens": 34, "dtype": "bfloat16",
+    return {"method": method, "variant": variant, "answers": answers, "warmups": [], "prompt_tokens": 34, "dtype": "bfloat16",
             "compiled_graphs": 0, "wall_seconds": 9.0, "made_by": made_by,
             "memory": {"process_peak_mib": 700.0, "device": "resident (CPU)"}}  # fmt: skip
 
@@ -191,10 +191,10 @@ def test_what_was_not_measured_stands_there_with_the_reason():
 
 
 def test_the_seconds_of_the_writeups_measurement_are_those_of_all_its_methods_or_none():
-    took = [{"arm": "published", "wall_seconds": seconds} for seconds in (60.0, 40.0)]
-    other = {"arm": "corrected", "wall_seconds": 7.0}
+    took = [{"variant": "published", "wall_seconds": seconds} for seconds in (60.0, 40.0)]
+    other = {"variant": "corrected", "wall_seconds": 7.0}
     assert published_seconds([*took, other]) == 100
-    assert published_seconds([*took, {"arm": "published", "not_measured": "failed"}]) is None
+    assert published_seconds([*took, {"variant": "published", "not_measured": "failed"}]) is None
     assert published_seconds([other]) is None
 
 
@@ -218,7 +218,7 @@ def test_systems_are_held_against_static_batches_of_the_same_prompts():
     ("key", "value", "message"),
     [
         ("methods", ["flash3"], "speedups.methods has 'flash3'; use none, compile, flash1, "),
-        ("arms", ["tuned"], "speedups.arms has 'tuned'; use published, corrected"),
+        ("variants", ["tuned"], "speedups.variants has 'tuned'; use published, corrected"),
         ("batch_systems", ["tgi"], "speedups.batch_systems has 'tgi'; use one, static, continuous, vllm"),
         ("answers", 0, "speedups.answers is 0; use 1 or more"),
     ],
@@ -300,11 +300,11 @@ def test_the_figures_data_are_the_measured_ones(tmp_path):
     drawn = next(block[2] for block in blocks if block[0] == "figure")
     recorded = read_json(REPO / "tests/fixtures/speedups/speedups.json")
     by_id = {row["id"]: row for row in recorded["rows"]}
-    for arm in ("published", "corrected"):
-        measured = {row["method"] for row in recorded["rows"] if row["arm"] == arm and not row["not_measured"]}
-        assert drawn.data["tokens_per_second"][arm].keys() == measured
-        for method, speed in drawn.data["tokens_per_second"][arm].items():
-            assert speed == by_id[f"{method}-{arm}"]["tokens_per_second"]
+    for variant in ("published", "corrected"):
+        measured = {row["method"] for row in recorded["rows"] if row["variant"] == variant and not row["not_measured"]}
+        assert drawn.data["tokens_per_second"][variant].keys() == measured
+        for method, speed in drawn.data["tokens_per_second"][variant].items():
+            assert speed == by_id[f"{method}-{variant}"]["tokens_per_second"]
 
 
 def test_the_recorded_systems_had_the_same_prompts_and_a_static_batch_computes_more_than_is_asked():

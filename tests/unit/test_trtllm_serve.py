@@ -71,6 +71,11 @@ def test_adapters_are_served_by_the_release_with_their_modules_and_rank(made):
     assert "lora_config" not in served(made("base"), "1.0.0")[2]
 
 
+def test_its_rank_follows_the_adapters(made):
+    options = served(made("lora", max_lora_rank=2), "1.0.0")[2]
+    assert options["lora_config"]["max_lora_rank"] == 4
+
+
 @pytest.mark.parametrize(
     ("model", "image", "config", "parameters", "says"),
     [
@@ -86,7 +91,6 @@ def test_adapters_are_served_by_the_release_with_their_modules_and_rank(made):
         ("lora", PREVIEW, GPT_OSS, {}, "do not say that adapters work with it; serve the base model"),
         ("base", RELEASE, LLAMA, {"moe_backend": "triton"}, "moe_backend is 'triton'; use none, TRITON, CUTLASS"),
         ("base", RELEASE, LLAMA, {"max_seq_len": 0}, "max_seq_len is 0; use 1 or more"),
-        ("lora", RELEASE, LLAMA, {"max_lora_rank": 2}, "max_lora_rank is 2, an adapter has 4"),
         ("base", RELEASE, LLAMA, {"kv_cache_free_gpu_memory_fraction": 1.5}, "is 1.5; use a share between 0 and 1"),
     ],
 )

@@ -241,7 +241,7 @@ MEASURED = sorted((REPO / "results" / "reference" / "h200-weightless" / "finetun
 
 def predicted(metrics):
     """The prediction for a measured run's own settings."""
-    p = Finetune(**{"variants": [], "arms": {}, "gpus": 1, "sharded": False, "workers": 0} | metrics["settings"])
+    p = Finetune(**{"variants": [], "definitions": {}, "gpus": 1, "sharded": False, "workers": 0} | metrics["settings"])
     return rehearse(shape(metrics["shape"]), Lora(**metrics["lora"]), metrics["method"], p, ROWS[p.template])
 
 
@@ -260,8 +260,8 @@ def test_what_torch_allocates_is_predicted_within_5_percent_in_every_phase_of_ev
     }
     assert {key: error for key, error in off.items() if abs(error) > 0.05} == {}
     # Settings that nothing was fitted to, of both methods.
-    for arm in ("memory-4x1024", "memory-1x2048", "memory-2x512"):
-        assert {f"{method}-{arm}" for method in METHODS} <= beside.keys()
+    for name in ("memory-4x1024", "memory-1x2048", "memory-2x512"):
+        assert {f"{method}-{name}" for method in METHODS} <= beside.keys()
 
 
 def test_the_process_is_predicted_within_5_percent_where_the_layers_are_not_compiled(beside):
@@ -287,7 +287,7 @@ def test_compiled_qlora_keeps_every_weight_that_it_wrote_out_in_bf16(beside):
 
 def finetune_params(**changes):
     given = {
-        "variants": [], "arms": {}, "template": "corrected", "epochs": 1, "max_steps": 0, "micro_batch": 4,
+        "variants": [], "definitions": {}, "template": "corrected", "epochs": 1, "max_steps": 0, "micro_batch": 4,
         "accumulation": 2, "gpus": 1, "sharded": False, "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 0,
         "optimizer": "adamw_torch", "gradient_checkpointing": False, "padding_free": False, "packing": 0,
         "liger": False, "compile": False, "workers": 0, "max_tokens": 1024, "eval_steps": 10, "logging_steps": 1,
@@ -320,9 +320,14 @@ def test_variants_of_the_same_steps_are_rehearsed_once_whatever_their_seed_and_w
         return {"number": len(rehearsed)}
 
     monkeypatch.setattr(memory_model_variants, "rehearse", note)
-    arms = {"seed": {"seed": 7}, "late": {"max_steps": 90}, "early": {"max_steps": 1}, "parts": {"sharded": True}}
+    definitions = {
+        "seed": {"seed": 7},
+        "late": {"max_steps": 90},
+        "early": {"max_steps": 1},
+        "parts": {"sharded": True},
+    }
     rows = {"corrected": {"train": list(range(10, 42)), "validation": [5] * 8}}  # 32 rows, 8 a step
-    found = predict_variants({}, Lora(4, 8, 0.1, ALL), finetune_params(arms=arms), rows)
+    found = predict_variants({}, Lora(4, 8, 0.1, ALL), finetune_params(definitions=definitions), rows)
     assert rehearsed == [("lora", 42, 0, 4), ("qlora", 42, 0, 4), ("lora", 42, 1, 4), ("qlora", 42, 1, 4)]
     assert found["lora-seed"] == found["lora-late"] == found["lora"] == {"number": 1}
     assert found["qlora-early"] == {"number": 4}
@@ -359,10 +364,10 @@ def test_the_table_holds_every_shape_and_the_model_in_use(small_tree):
     assert terms.count("\n| ") == len(TERMS) + 2  # and slack and context
 
 
-def test_every_method_and_arm_has_terms_that_add_up_to_the_process(small_tree):
+def test_every_method_and_variant_has_terms_that_add_up_to_the_process(small_tree):
     written = json.loads((stage(small_tree, "venv:tools", "vram") / "vram.json").read_text())["finetune"]
-    arms = ("", "-published", "-tuned", "-memory-1x2048")
-    assert {method + arm for method in METHODS for arm in arms} <= written["variants"].keys()
+    suffixes = ("", "-published", "-tuned", "-memory-1x2048")
+    assert {method + suffix for method in METHODS for suffix in suffixes} <= written["variants"].keys()
     predicted = {name: entry for name, entry in written["variants"].items() if "not_predicted" not in entry}
     sharded = {f"{method}-sharded-{gpus}-gpus" for method in METHODS for gpus in (2, 4)}
     assert written["variants"].keys() - predicted.keys() == sharded

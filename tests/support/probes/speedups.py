@@ -1,4 +1,4 @@
-"""speedups.py FOLDER: a tiny GPT-2 of llm-jp's kind answers by the Transformers methods, in both arms, on this machine:
+"""speedups.py FOLDER: a tiny GPT-2 of llm-jp's kind answers by the Transformers methods, in both variants, here:
 tokens and seconds of each answer, and how many graphs torch.compile made."""
 
 import json
@@ -24,14 +24,14 @@ task = {
     "sampling": {"temperature": 0.8, "top_p": 0.95, "top_k": 50, "repetition_penalty": 1.1},
 }  # fmt: skip
 found = {}
-for arm in ("published", "corrected"):
+for variant in ("published", "corrected"):
     for method in METHODS:
-        if method == "vllm" or arm == "published" and method not in PUBLISHED:
+        if method == "vllm" or variant == "published" and method not in PUBLISHED:
             continue
-        if (method, arm) == ("compile", "corrected"):  # compiles for 15 s; flash1-compile does the same and more
+        if (method, variant) == ("compile", "corrected"):  # compiles for 15 s; flash1-compile does the same and more
             continue
         counters.clear()
-        name = f"{method}-{arm}"
-        found[name] = answer(task | {"method": method, "arm": arm}, folder / f"{name}.json")
+        name = f"{method}-{variant}"
+        found[name] = answer(task | {"method": method, "variant": variant}, folder / f"{name}.json")
         found[name]["lines"] = len((folder / f"{name}.answers").read_text().splitlines())
 print(json.dumps(found))
