@@ -206,10 +206,15 @@ def main():
     out = results("engine") / variant
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    reason = "params.yaml: engine.route is none" if p.route == "none" else None
-    facts = {} if reason else build(p, variant, image, out)
-    write_metrics(out / "engine.json", {"variant": variant, "not_built": reason, **facts})
-    print(f"{out}: {reason or 'built for ' + facts['key']['gpu']}")
+    if p.route == "none":
+        reason = "params.yaml: engine.route is none"
+        # Without commit or date: a run that builds nothing again leaves the file, and what stands on it, as they were.
+        write_json(out / "engine.json", {"variant": variant, "not_built": reason})
+        print(f"{out}: {reason}")
+        return
+    facts = build(p, variant, image, out)
+    write_metrics(out / "engine.json", {"variant": variant, "not_built": None, **facts})
+    print(f"{out}: built for {facts['key']['gpu']}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from conftest import REPO
@@ -248,7 +249,7 @@ def test_a_client_that_takes_too_long_names_this_stages_setting(tmp_path):
     with pytest.raises(
         UserError, match=r"^prompts\.py took longer than 0 s \(client_accuracy\.run_seconds\); its output: "
     ):
-        make_prompts(ClientAccuracy(**PARAMS | {"run_seconds": 0}), {"client": "host:"}, tmp_path)
+        make_prompts(SimpleNamespace(**PARAMS | {"run_seconds": 0}), {"client": "host:"}, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -248,10 +248,9 @@ def test_a_gpu_that_tells_little_fails_no_check():
     assert gpu_clocks(silent | {"gpu_slowed": None})[0] == "unknown"
 
 
-def test_a_ready_server_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr("lib.serving.servers.URL", "http://127.0.0.1:9")
+def test_a_ready_server_that_does_not_answer_is_named():
     with pytest.raises(UserError, match="http://127.0.0.1:9/version: the server is ready and does not answer this"):
-        answer("/version")
+        answer("/version", "http://127.0.0.1:9")
 
 
 # A container's limit, and variables of other systems
