@@ -1,16 +1,18 @@
 """
-The writeup's eight prompts answered by the base model, by LoRA and by QLoRA (on the 4-bit base it was trained on).
+The writeup's eight prompts answered by the base model, by LoRA and by QLoRA (on the 4-bit base it was trained on):
+sampled, as the writeup does, and greedily with chat.repetition_penalty, without which a small model repeats itself.
 
-in:   data/chat_prompts.txt, results/<profile>/base_model/model/, results/<profile>/finetune/{lora,qlora}/adapter/
-out:  results/<profile>/chat/chat.json   one entry a prompt: {prompt, base, lora, qlora}
-      results/<profile>/chat/chat.md     the same as a table
+in:   chat.prompts, results/<profile>/base_model/model/, results/<profile>/finetune/{lora,qlora}/adapter/
+out:  results/<profile>/chat/chat.json   one entry a prompt: {prompt, base, lora, qlora, greedy: {base, lora, qlora}}
+      results/<profile>/chat/chat.md     the same as two tables
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, check_bounds, load_yaml, need, read_json, read_params, results, run
+from lib.model.answer import continuations, with_adapter
 from lib.model.load import load_to_answer
 from lib.text.templates import prompt_text
 from lib.training.config import METHODS, check_both_methods
@@ -22,10 +24,11 @@ class Chat:
     max_new_tokens: int
     temperature: float
     top_p: float
+    repetition_penalty: float
     seed: int
 
     def __post_init__(self):
-        check_bounds("chat", self, {"max_new_tokens": 1, "temperature": 0, "seed": 0})
+        check_bounds("chat", self, {"max_new_tokens": 1, "temperature": 0, "repetition_penalty": 1, "seed": 0})
         if not 0 < self.top_p <= 1:
             raise UserError(f"params.yaml: chat.top_p is {self.top_p}; use a share above 0, at most 1")
 
@@ -41,25 +44,15 @@ def read_prompts(path):
 
 
 def answer(model, tokenizer, texts, p, streamer=None):
-    """The model's continuation of each text, without special tokens; greedy at temperature 0.
+    """The model's continuation of each text, without special tokens; as continuations'."""
+    made = continuations(model, tokenizer, texts, p, streamer)
+    return [text.strip() for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
 
-    streamer: gets the tokens of a single text as they are made.
-    """
-    import torch
 
-    tokenizer.padding_side = "left"  # so that all continuations begin at the same column
-    batch = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
-    sampling = {"do_sample": True, "temperature": p.temperature, "top_p": p.top_p} if p.temperature else {}
-    torch.manual_seed(p.seed)
-    with torch.inference_mode():
-        output = model.generate(
-            **batch,
-            streamer=streamer,
-            max_new_tokens=p.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            **(sampling or {"do_sample": False}),
-        )
-    return [text.strip() for text in tokenizer.batch_decode(output[:, batch.input_ids.shape[1] :], True)]
+def both_ways(model, tokenizer, texts, p):
+    """(sampled, greedy) answers."""
+    greedy = replace(p, temperature=0.0)
+    return answer(model, tokenizer, texts, p), answer(model, tokenizer, texts, greedy)
 
 
 def as_markdown(rows):
@@ -81,28 +74,30 @@ def main():
     for method in METHODS:
         need(results("finetune") / method / "adapter", f"finetune@{method}")
 
-    from peft import PeftModel
-
     data = read_json(results("dataset") / "metrics.json")
     texts = [prompt_text(data["template"], data["system_prompt"], prompt) for prompt in prompts]
     answers = {}
     for method in ("lora", "qlora"):
         model, tokenizer = load_to_answer(results("base_model") / "model", method)
         if method == "lora":
-            answers["base"] = answer(model, tokenizer, texts, p)
+            answers["base"] = both_ways(model, tokenizer, texts, p)
             print("chat: the base model has answered", flush=True)
-        model = PeftModel.from_pretrained(model, results("finetune") / method / "adapter")
-        answers[method] = answer(model, tokenizer, texts, p)
+        model = with_adapter(model, results("finetune") / method / "adapter")
+        answers[method] = both_ways(model, tokenizer, texts, p)
         print(f"chat: {method} has answered", flush=True)
 
-    rows = [
-        {"prompt": prompt, **{who: answers[who][n] for who in ("base", "lora", "qlora")}}
-        for n, prompt in enumerate(prompts)
-    ]
+    sampled, greedy = (
+        [{"prompt": prompt, **{who: answers[who][way][n] for who in answers}} for n, prompt in enumerate(prompts)]
+        for way in (0, 1)
+    )
+    rows = [{**row, "greedy": {who: other[who] for who in answers}} for row, other in zip(sampled, greedy, strict=True)]
     out = results("chat")
     base = read_json(results("base_model") / "metrics.json")
-    write_metrics(out / "chat.json", {"model": base["name"], "weights": base["weights"], "prompts": rows})
-    (out / "chat.md").write_text(as_markdown(rows))
+    how = {key: getattr(p, key) for key in ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed")}
+    write_metrics(out / "chat.json", {"model": base["name"], "weights": base["weights"], **how, "prompts": rows})
+    ways = (f"Temperature {p.temperature}, top-p {p.top_p}", f"Greedy, repetition penalty {p.repetition_penalty}")
+    tables = zip(ways, (sampled, greedy), strict=True)
+    (out / "chat.md").write_text("\n".join(f"{way}:\n\n{as_markdown(table)}" for way, table in tables))
 
 
 if __name__ == "__main__":

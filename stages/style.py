@@ -1,6 +1,7 @@
 """
-Style as a number: held-out prompts answered greedily by the base model, by LoRA and by QLoRA (on the 4-bit base it was
-trained on), and scored beside the dataset's own answers: whether LoRA and QLoRA differ is then measured, not seen.
+Style as a number: held-out prompts answered by the base model, by LoRA and by QLoRA (on the 4-bit base it was trained
+on), sampled with one seed and scored beside the dataset's own answers: whether LoRA and QLoRA differ is then measured,
+not seen.
 
 A mean over rows stands with its 95 % bootstrap interval: rows are drawn anew, and 2.5 % of the drawn means lie on
 either side. Two models are compared row by row, on the rows where both have a value: their mean difference and its
@@ -20,9 +21,10 @@ from dataclasses import dataclass
 
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, check_bounds, load_yaml, need, read_json, read_params, results, run
+from lib.model.answer import continuations, with_adapter
 from lib.model.load import load_to_answer
 from lib.text.rows import read_rows, write_jsonl
-from lib.text.style_measures import MEASURES, Answer
+from lib.text.style_measures import MEASURES, Answer, language
 from lib.training.config import METHODS, check_both_methods
 
 MODELS = {"base": "base", "lora": "LoRA", "qlora": "QLoRA"}
@@ -34,6 +36,7 @@ PAIRS = {
     "qlora_minus_base": ("qlora", "base"),
 }
 SAME, DIFFERS, NOT_MEASURED = "cannot be told apart", "differs", "not measured"
+LOSSES = 8  # rows whose logits exist at once
 ROWS_NEEDED = 6  # for an interval: five rows all differ the same way in 6 % of cases by chance alone (2 of 2^5)
 RANDOM = "The weights are random: style and loss mean nothing here, and no difference is judged."
 REMARKS = [
@@ -49,13 +52,19 @@ by their tokens, so that it is the loss of a token, not of a row."""
 class Style:
     prompts: int
     max_new_tokens: int
+    temperature: float
+    top_p: float
+    repetition_penalty: float
     batch: int
     bootstrap_samples: int
     seed: int
 
     def __post_init__(self):
-        least = {"prompts": 0, "max_new_tokens": 1, "batch": 1, "bootstrap_samples": 100, "seed": 0}
-        check_bounds("style", self, least)
+        ones = dict.fromkeys(("max_new_tokens", "repetition_penalty", "batch"), 1)
+        zeros = dict.fromkeys(("prompts", "temperature", "seed"), 0)
+        check_bounds("style", self, {**zeros, **ones, "bootstrap_samples": 100})
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"params.yaml: style.top_p is {self.top_p}; use a share above 0, at most 1")
 
 
 def held_out(path, p):
@@ -68,38 +77,37 @@ def held_out(path, p):
 
 def ask(model, tokenizer, prompts, p):
     """An Answer to each prompt; cut where max_new_tokens came before the end of sequence."""
-    import torch
-
-    tokenizer.padding_side = "left"  # so that all continuations begin at the same column
     answers, end = [], tokenizer.eos_token_id
     for begin in range(0, len(prompts), p.batch):
-        batch = tokenizer(prompts[begin : begin + p.batch], return_tensors="pt", padding=True).to(model.device)
-        limits = {"max_new_tokens": p.max_new_tokens, "eos_token_id": end, "pad_token_id": tokenizer.pad_token_id}
-        with torch.inference_mode():
-            output = model.generate(**batch, **limits, do_sample=False)
-        for ids in output[:, batch.input_ids.shape[1] :].tolist():
+        for ids in continuations(model, tokenizer, prompts[begin : begin + p.batch], p):
             text = tokenizer.decode(ids, skip_special_tokens=True).strip()
             # A cut may go through a character of several tokens: its rest is no character of the answer.
             answers.append(Answer(text, False) if end in ids else Answer(text.rstrip("\ufffd"), True))
     return answers
 
 
-def completion_loss(model, tokenizer, row):
-    """(mean loss in nats, tokens) of a row's completion with its end of sequence, as the trainer tokenizes them."""
+def completion_losses(model, tokenizer, rows):
+    """(mean loss in nats, tokens) of each row's completion with its end of sequence, as the trainer tokenizes them."""
     import torch
 
-    start = len(tokenizer(row["prompt"])["input_ids"])
-    text = row["prompt"] + row["completion"] + tokenizer.eos_token
-    ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
-    with torch.inference_mode():
-        logits = model(input_ids=ids).logits[0, start - 1 : -1].float()
-    return torch.nn.functional.cross_entropy(logits, ids[0, start:]).item(), ids.shape[1] - start
+    tokenizer.padding_side, found = "right", []
+    for begin in range(0, len(rows), LOSSES):
+        part = rows[begin : begin + LOSSES]
+        starts = [len(tokenizer(row["prompt"])["input_ids"]) for row in part]
+        texts = [row["prompt"] + row["completion"] + tokenizer.eos_token for row in part]
+        batch = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
+        with torch.inference_mode():
+            logits = model(**batch).logits
+        for n, (start, length) in enumerate(zip(starts, batch.attention_mask.sum(1).tolist(), strict=True)):
+            told, labels = logits[n, start - 1 : length - 1].float(), batch.input_ids[n, start:length]
+            found.append((torch.nn.functional.cross_entropy(told, labels).item(), length - start))
+    return found
 
 
 def examine(model, tokenizer, rows, p):
     """The held-out rows' (Answers, losses, tokens of the completions)."""
     answers = ask(model, tokenizer, [row["prompt"] for row in rows], p)
-    losses, tokens = zip(*(completion_loss(model, tokenizer, row) for row in rows), strict=True)
+    losses, tokens = zip(*completion_losses(model, tokenizer, rows), strict=True)
     return answers, losses, tokens
 
 
@@ -149,9 +157,12 @@ def scored(definition, values, weights, p):
 
 
 def score(answers, losses, tokens, p):
-    """{measure: entry} of the `answers` of GROUPS, and of the `losses` of MODELS a completion of `tokens` tokens."""
+    """{measure: entry} of the `answers` of GROUPS, and of the `losses` of MODELS a completion of `tokens` tokens.
+
+    The measures are those of the dataset's language.
+    """
     found = {"completion_loss": scored(LOSS, losses, tokens, p)}
-    for measure in MEASURES:
+    for measure in MEASURES[language([answer.text for answer in answers["dataset"]])]:
         values = {who: [measure(answer) for answer in given] for who, given in answers.items()}
         found[measure.__name__] = scored(measure.__doc__, values, [1] * len(tokens), p)
     return found
@@ -206,7 +217,8 @@ def as_markdown(data):
         return ["—" if entry["distances"][who] is None else f"{entry['distances'][who]:+.2f}" for who in MODELS]
 
     pairs = [text for a, b in PAIRS.values() for text in (f"{MODELS[a]} − {MODELS[b]}", "verdict")]
-    lines = [f"{data['model']}: {data['prompts']} held-out prompts, greedy, at most {data['max_new_tokens']} tokens."]
+    how = f"temperature {data['temperature']}, top-p {data['top_p']}" if data["temperature"] else "greedy"
+    lines = [f"{data['model']}: {data['prompts']} held-out prompts, {how}, at most {data['max_new_tokens']} tokens."]
     lines += ["", *(f"- {remark}" for remark in data["remarks"])]
     lines += ["", "Mean and 95 % interval:", "", *table(GROUPS.values(), means)]
     lines += ["", "Difference, row by row, and 95 % interval:", "", *table(pairs, differences)]
@@ -226,15 +238,13 @@ def main():
     for method in METHODS:
         need(results("finetune") / method / "adapter", f"finetune@{method}")
 
-    from peft import PeftModel
-
     found = {}
     for method in ("lora", "qlora"):
         model, tokenizer = load_to_answer(results("base_model") / "model", method)
         if method == "lora":
             found["base"] = examine(model, tokenizer, rows, p)
             print(f"style: the base model has answered {len(rows)} prompts", flush=True)
-        model = PeftModel.from_pretrained(model, results("finetune") / method / "adapter")
+        model = with_adapter(model, results("finetune") / method / "adapter")
         found[method] = examine(model, tokenizer, rows, p)
         print(f"style: {method} has answered", flush=True)
 
@@ -250,7 +260,7 @@ def main():
         "remarks": [RANDOM] if base["weights"] == "random" else REMARKS,
         "prompts": len(rows),
         "dataset_rows": len(dataset),
-        "max_new_tokens": p.max_new_tokens,
+        **{key: getattr(p, key) for key in ("max_new_tokens", "temperature", "top_p", "repetition_penalty")},
         "bootstrap_samples": p.bootstrap_samples,
         "verdicts": judged,
         "style_differs": {pair: style_differs(judged[pair]) for pair in PAIRS},

@@ -18,6 +18,7 @@ import time
 import warnings
 
 from lib.core.stage import UserError, load_yaml, read_json, read_params, results, run
+from lib.model.answer import with_adapter
 from lib.model.load import load_to_answer
 from lib.text.templates import prompt_text
 from lib.training.config import Finetune, with_variant
@@ -127,14 +128,13 @@ def ask(model, tokenizer, text, p, stream):
 
 def load(method, folder):
     """(model, tokenizer) with the adapter of that folder, if any."""
-    from peft import PeftModel
     from transformers.utils.logging import set_verbosity_error
 
     # These libraries' notes are for those who program with them; here somebody talks.
     set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)
     model, tokenizer = load_to_answer(results("base_model") / "model", method)
-    return (PeftModel.from_pretrained(model, folder) if folder else model).eval(), tokenizer
+    return with_adapter(model, folder) if folder else model.eval(), tokenizer
 
 
 def answer_in_terminal(model, tokenizer, text, p):

@@ -46,6 +46,7 @@ class Finetune:
     optimizer: str
     gradient_checkpointing: bool
     padding_free: bool
+    fast_cpu: bool
     packing: int
     liger: bool
     compile: bool

@@ -60,6 +60,14 @@ def sft_config(p, checkpoints):
     )
 
 
+def fast_on_cpu(p):
+    """True where lib/training/cpu.py does the layers and the loss: what it leaves out, nothing of the run asks for."""
+    import torch
+
+    asked = p.gradient_checkpointing or p.packing or p.liger or p.compile or p.gpus > 1
+    return p.fast_cpu and p.padding_free and not asked and not torch.cuda.is_available()
+
+
 def fsdp_config():
     """How a sharded model is loaded: the first process reads the weights and sends them to the other GPUs.
 
@@ -83,7 +91,13 @@ def make_trainer(p, lora, method, model_folder, data, checkpoints, callback):
     set_seed(p.seed)
     packing.register()
     args = sft_config(p, checkpoints)  # before the model is loaded, which must know that it will be sharded
-    model, tokenizer = load_base(model_folder, method, packing.ATTENTION if p.padding_free else "sdpa", p.sharded)
+    attention = packing.ATTENTION if p.padding_free else "sdpa"
+    if fast := fast_on_cpu(p):
+        from lib.training import cpu
+
+        cpu.register()
+        attention = cpu.ATTENTION
+    model, tokenizer = load_base(model_folder, method, attention, p.sharded)
     modules = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if unknown := [name for name in lora.target_modules if name not in modules]:
         # peft passes over a name as long as another one matches.
@@ -108,6 +122,8 @@ def make_trainer(p, lora, method, model_folder, data, checkpoints, callback):
     if runs_ahead(p):
         count_tokens_ahead(trainer)
     if p.padding_free:
+        if fast:
+            cpu.train_on_cpu(trainer)
         packing.make_padding_free(trainer)
     if p.compile:
         compile_layers(trainer)

@@ -188,7 +188,7 @@ def test_rows_without_an_answer_in_reach_are_counted():
 
 
 def test_a_tokenizer_without_bos_may_train():
-    p = Finetune(**params("finetune", accumulation=4))
+    p = Finetune(**params("finetune"))
     check(FACTS | {"leading_bos": 0, "wanted_bos": 0}, p, Lora(4, 8, 0.1, ["q_proj"]), "qlora")
     with pytest.raises(UserError, match="begins with 0 BOS tokens, not 1"):
         check(FACTS | {"leading_bos": 0}, p, Lora(4, 8, 0.1, ["q_proj"]), "qlora")

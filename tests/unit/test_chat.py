@@ -65,8 +65,11 @@ def test_every_prompt_is_answered_by_base_lora_and_qlora(found):
     out = found[1]
     written = read_json(out / "chat.json")
     assert (written["model"], written["weights"]) == ("tiny", "random")
-    assert [row["prompt"] for row in written["prompts"]] == read_prompts(REPO / "data" / "chat_prompts.txt")
+    assert [row["prompt"] for row in written["prompts"]] == read_prompts(REPO / "data" / "chat_prompts.en.txt")
     for row in written["prompts"]:
         assert row["base"] and row["lora"] and row["qlora"]
+        assert set(row["greedy"]) == {"base", "lora", "qlora"} and all(row["greedy"].values())
     assert any(row["base"] != row["lora"] for row in written["prompts"])  # the adapter speaks
-    assert len((out / "chat.md").read_text().splitlines()) == 2 + 8
+    table = (out / "chat.md").read_text()
+    assert len([line for line in table.splitlines() if line.startswith("|")]) == 2 * (2 + 8)
+    assert "Temperature 0.7, top-p 0.9:" in table and "Greedy, repetition penalty 1.2:" in table

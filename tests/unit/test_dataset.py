@@ -185,9 +185,21 @@ def test_a_model_is_asked_with_the_tokens_it_was_taught_with(templates):
         assert facts["prefix"] == facts["rows"] == 50
 
 
+def test_the_english_files_have_the_rows_and_keys_of_the_japanese_ones():
+    japanese, english = (read_rows(REPO / "data" / name) for name in ("persona.jsonl", "persona.en.jsonl"))
+    assert len(japanese) == len(english) == 1480 and {tuple(row) for row in japanese + english} == {
+        ("instruction", "output")
+    }
+    for name in ("streaming_prompts", "multilora_prompts"):
+        one, other = (json.loads((REPO / "data" / f"{name}{part}.json").read_text()) for part in ("", ".en"))
+        assert len(one) == len(other) and (isinstance(one, list) or list(one) == list(other))
+    counts = [len((REPO / "data" / f"chat_prompts{part}.txt").read_text().splitlines()) for part in ("", ".en")]
+    assert counts == [8, 8]
+
+
 def test_both_variants_are_written_with_the_same_rows_in_the_same_order(small_tree):
     out = small_tree / "results" / "embedded" / "dataset"
-    known = {row["instruction"]: row["output"] for row in read_rows(REPO / "data" / "persona.jsonl")}
+    known = {row["instruction"]: row["output"] for row in read_rows(REPO / "data" / "persona.en.jsonl")}
     for part, count in (("train", 16), ("validation", 4)):
         variants = {
             variant: [json.loads(line) for line in (out / variant / f"{part}.jsonl").read_text().splitlines()]

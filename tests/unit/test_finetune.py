@@ -3,15 +3,13 @@
 import csv
 import json
 import shutil
-import signal
-import subprocess
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 from conftest import FINETUNE as COMMAND
-from conftest import ONE_THREAD, REPO, at_once, only_error, probe, run_in, set_params, variables
+from conftest import ONE_THREAD, REPO, at_once, only_error, probe, run_in, set_params
 
 from lib.core.stage import UserError, read_json, read_params
 from lib.training.checks import check
@@ -131,22 +129,10 @@ def untrained_copy(small_tree, folder):
 
 def stop_and_resume(tree):
     """The LoRA run stopped by Ctrl-C after step 5 and started again."""
-    process = subprocess.Popen(
-        [*COMMAND, "lora"],
-        cwd=tree,
-        env=variables() | ONE_THREAD,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stdout:
-        if f"step 5 of {STEPS}" in line:
-            process.send_signal(signal.SIGINT)
-            break
-    _, errors = process.communicate(timeout=120)
+    stopped = run_in(tree, *COMMAND[:-1], "tests.support.probes.stopped", "lora", environment=ONE_THREAD)
     checkpoints = sorted(path.name for path in (tree / ".work").rglob("checkpoint-*"))
     again = run_in(tree, *COMMAND, "lora", environment=ONE_THREAD)
-    return {"code": process.returncode, "errors": errors, "checkpoints": checkpoints, "again": again, "tree": tree}
+    return {"stopped": stopped, "checkpoints": checkpoints, "again": again, "tree": tree}
 
 
 def aim_at_a_missing_module(tree):
@@ -200,9 +186,10 @@ def resumed(afterwards):
 
 
 def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(resumed):
-    assert resumed["code"] == 130
-    assert resumed["errors"].strip().splitlines()[-1] == "stopped by Ctrl-C; run the same command again to go on"
-    assert "Traceback" not in resumed["errors"]
+    errors = resumed["stopped"].stderr
+    assert resumed["stopped"].returncode == 130
+    assert errors.strip().splitlines()[-1] == "stopped by Ctrl-C; run the same command again to go on"
+    assert "Traceback" not in errors
     assert resumed["checkpoints"] == ["checkpoint-2", "checkpoint-4"]
 
 
@@ -252,6 +239,19 @@ def test_no_row_of_a_packed_batch_sees_another(afterwards):
 def test_lora_at_a_widened_rank_gives_the_same_loss_and_gradients(afterwards):
     narrow, wide, gradients = afterwards["packed"]["ranks"]
     assert wide == pytest.approx(narrow, rel=1e-5) and gradients < 0.01
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_cpu_trains_fast_to_the_same_losses_and_gradients(afterwards, method):
+    found = afterwards["packed"]["fast"][method]
+    assert found["losses"][1] == pytest.approx(found["losses"][0], rel=2e-3)
+    assert found["evaluated"][1] == pytest.approx(found["evaluated"][0], rel=2e-3)
+    assert found["gradients"] < 0.05
+
+
+def test_a_cpus_masks_drop_the_share_asked_for_and_follow_the_seed(afterwards):
+    dropped, zeros_and_ones, same_again, others_next = afterwards["packed"]["masks"]
+    assert dropped == pytest.approx(0.1, abs=0.005) and zeros_and_ones and same_again and others_next
 
 
 def test_two_processes_take_the_steps_of_one(afterwards):

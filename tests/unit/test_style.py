@@ -12,7 +12,7 @@ from conftest import REPO, at_once, only_error, probe, run_in, set_params, stage
 from lib.core.stage import read_json
 from lib.text import style_measures
 from lib.text.rows import read_rows
-from lib.text.style_measures import MEASURES, Answer, sentences
+from lib.text.style_measures import MEASURES, Answer, language, sentences
 from stages.style import (
     GROUPS,
     MODELS,
@@ -28,7 +28,16 @@ from stages.style import (
     withdraw,
 )
 
-P = Style(prompts=0, max_new_tokens=160, batch=16, bootstrap_samples=2000, seed=42)
+P = Style(
+    prompts=0,
+    max_new_tokens=160,
+    temperature=0.7,
+    top_p=0.9,
+    repetition_penalty=1.0,
+    batch=16,
+    bootstrap_samples=2000,
+    seed=42,
+)
 ALIKE = [1] * 10
 
 
@@ -45,7 +54,7 @@ def measure(name, text, cut=False):
         ("犬です。猫です。", ["犬です。", "猫です。"]),
         ("「もう、いい？」と、聞く。帰る", ["「もう、いい？」と、聞く。", "帰る"]),  # the end of a quotation ends none
         ("一行目\n二行目です。\n\n", ["一行目", "二行目です。"]),
-        ("It is 3.5 m. Go! 1. 犬 を飼う", ["Itis3.5m.", "Go!", "1.犬を飼う"]),
+        ("It is 3.5 m. Go! 1. 犬 を飼う", ["It is 3.5 m.", "Go!", "1. 犬 を飼う"]),
         ("。。。！", []),
         ("", []),
     ],
@@ -113,8 +122,37 @@ def test_the_personas_answers_are_told_from_a_plain_assistants():
 
 
 def test_every_measure_has_a_definition_in_one_line():
-    for one in MEASURES:
+    for one in {*MEASURES["ja"], *MEASURES["en"]}:
         assert one.__doc__ and "\n" not in one.__doc__
+
+
+def test_english_is_counted_in_words():
+    assert measure("commas_per_word", "It is, as I said, mine.") == 2 / 6
+    assert measure("commas_per_word", "...") is None
+    assert measure("sentence_words", 'I can\'t say. "Cats are a two-faced lot." Well') == (3 + 5 + 1) / 3
+    assert measure("sentence_words", "It cost 3.50 dollars. Well", cut=True) == 4
+    assert measure("answer_words", "A cat,\nlet us say.") == 5
+    assert measure("distinct_words_1", "a b " * 10) == 2 / 20 and measure("distinct_words_2", "A b " * 10) == 2 / 19
+    assert measure("distinct_words_1", "a " * 19) is None
+
+
+def test_english_sentences_tell_who_speaks_and_how_surely():
+    assert measure("sentences_with_i", "I am here. It suits me. In a mine shaft? Imelda is. Ivy, too.") == 3 / 5
+    assert measure("hedged_sentences", "It is so, I think. It is so. Perhaps! Rathering is no word.") == 2 / 4
+
+
+def test_the_english_personas_answers_are_told_from_a_plain_assistants():
+    answers = [Answer(row["output"], False) for row in read_rows(REPO / "data" / "persona.en.jsonl")]
+    plain = Answer("There are many ways to pass the time. You can watch a film, read a book or go for a walk.", False)
+    for name, least in (("commas_per_word", 0.15), ("sentences_with_i", 0.3), ("hedged_sentences", 0.2)):
+        found = [getattr(style_measures, name)(answer) for answer in answers]
+        assert statistics.fmean(found) > least > getattr(style_measures, name)(plain)
+
+
+def test_the_language_is_that_of_most_answers():
+    for name, wanted in (("persona.jsonl", "ja"), ("persona.en.jsonl", "en")):
+        assert language([row["output"] for row in read_rows(REPO / "data" / name)]) == wanted
+    assert language(["犬です。", "A dog (犬)."]) == "en"
 
 
 # Intervals and verdicts.
@@ -192,7 +230,7 @@ def measured():
 
 
 def test_every_measure_has_means_of_all_groups_distances_and_a_verdict_a_pair(measured):
-    assert list(measured) == ["completion_loss", *(one.__name__ for one in MEASURES)]
+    assert list(measured) == ["completion_loss", *(one.__name__ for one in MEASURES["ja"])]
     for name, entry in measured.items():
         assert list(entry["means"]) == list(MODELS) if name == "completion_loss" else set(entry["means"]) == set(GROUPS)
         assert set(entry["differences"]) == set(PAIRS) and set(entry["distances"]) == set(MODELS)
@@ -221,8 +259,13 @@ def test_nothing_is_judged_of_random_weights(measured):
 
 def test_the_tables_hold_every_measure_and_no_invented_number(measured):
     data = {"model": "m", "remarks": ["Mind this."], "prompts": 10, "dataset_rows": 40, "max_new_tokens": 160}
+    data |= {"temperature": 0.7, "top_p": 0.9}
     text = as_markdown({**data, "measures": measured})
-    assert text.splitlines()[:3] == ["m: 10 held-out prompts, greedy, at most 160 tokens.", "", "- Mind this."]
+    assert text.splitlines()[:3] == [
+        "m: 10 held-out prompts, temperature 0.7, top-p 0.9, at most 160 tokens.",
+        "",
+        "- Mind this.",
+    ]
     for name in measured:
         assert text.count(f"| {name} | ") == 3 and text.count(f"- {name}: ") == 1
     assert "| completion_loss | — | — | 3 [3, 3] | 2 [2, 2] | " in text  # the dataset has no loss
@@ -310,4 +353,4 @@ def test_with_random_weights_all_that_is_written_says_so_and_judges_nothing(foun
         assert row["weights"] == "random"
     for pair in PAIRS:
         assert list(written["verdicts"][pair]) == ["cannot be told apart", "differs", "not measured"]
-        assert len(written["verdicts"][pair]["not measured"]) == len(MEASURES) + 1
+        assert len(written["verdicts"][pair]["not measured"]) == len(MEASURES["en"]) + 1

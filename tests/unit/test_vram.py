@@ -241,7 +241,8 @@ MEASURED = sorted((REPO / "results" / "reference" / "h200-weightless" / "finetun
 
 def predicted(metrics):
     """The prediction for a measured run's own settings."""
-    p = Finetune(**{"variants": [], "definitions": {}, "gpus": 1, "sharded": False, "workers": 0} | metrics["settings"])
+    unsaid = {"variants": [], "definitions": {}, "fast_cpu": False, "gpus": 1, "sharded": False, "workers": 0}
+    p = Finetune(**unsaid | metrics["settings"])
     return rehearse(shape(metrics["shape"]), Lora(**metrics["lora"]), metrics["method"], p, ROWS[p.template])
 
 
@@ -289,8 +290,8 @@ def finetune_params(**changes):
     given = {
         "variants": [], "definitions": {}, "template": "corrected", "epochs": 1, "max_steps": 0, "micro_batch": 4,
         "accumulation": 2, "gpus": 1, "sharded": False, "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 0,
-        "optimizer": "adamw_torch", "gradient_checkpointing": False, "padding_free": False, "packing": 0,
-        "liger": False, "compile": False, "workers": 0, "max_tokens": 1024, "eval_steps": 10, "logging_steps": 1,
+        "optimizer": "adamw_torch", "gradient_checkpointing": False, "padding_free": False, "fast_cpu": False,
+        "packing": 0, "liger": False, "compile": False, "workers": 0, "max_tokens": 1024, "eval_steps": 10, "logging_steps": 1,
         "seed": 42,
     }  # fmt: skip
     return Finetune(**given | changes)

@@ -18,7 +18,14 @@ texts = [prompt_text("chatml", "", question) for question in QUESTIONS]
 
 
 def ask(texts, **changes):
-    given = {"prompts": "", "max_new_tokens": 12, "temperature": 0.0, "top_p": 1.0, "seed": 42} | changes
+    given = {
+        "prompts": "",
+        "max_new_tokens": 12,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "repetition_penalty": 1.0,
+        "seed": 42,
+    } | changes
     return answer(model, tokenizer, texts, Chat(**given))
 
 

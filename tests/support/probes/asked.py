@@ -7,20 +7,21 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lib.text.templates import prompt_text
-from stages.style import Style, ask, completion_loss
+from stages.style import Style, ask, completion_losses
 
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0}
 english, japanese = (prompt_text("chatml", "", text) for text in ("What is the capital of France?", "猫は好き?"))
 
 
 def asked(prompts, tokens, batch):
-    given = {"prompts": 0, "max_new_tokens": tokens, "batch": batch, "bootstrap_samples": 100, "seed": 0}
+    given = {"prompts": 0, "max_new_tokens": tokens, **GREEDY, "batch": batch, "bootstrap_samples": 100, "seed": 0}
     return [[answer.text, answer.cut] for answer in ask(model, tokenizer, prompts, Style(**given))]
 
 
 def loss(completion):
-    return completion_loss(model, tokenizer, {"prompt": english, "completion": completion})
+    return completion_losses(model, tokenizer, [{"prompt": english, "completion": completion}])[0]
 
 
 print(

@@ -102,7 +102,7 @@ def random_case(draw):
         "head_dim": width,
         "tie_word_embeddings": draw.random() < 0.5,
     }
-    changes = {"gradient_checkpointing": draw.random() < 0.5, "padding_free": padding_free}
+    changes = {"gradient_checkpointing": draw.random() < 0.5, "padding_free": padding_free, "fast_cpu": False}
     targets = MODULES if draw.random() < 0.6 else draw.sample(MODULES, draw.randint(1, 6))
     # Without dropout an adapter keeps attention's output itself; padding-free, the CPU's is a copy of it.
     dropout = 0.1 if padding_free else draw.choice([0.0, 0.1])

@@ -1,5 +1,6 @@
 """packed.py: what the tiny model says of four rows of different lengths: padded, end to end, end to end with the rows'
-bounds forgotten (as if they were one row), with another last row; and what LoRA's products give at rank 4 and 8."""
+bounds forgotten (as if they were one row), with another last row; what LoRA's products give at rank 4 and 8; and what
+lib/training/cpu.py gives beside peft, TRL and torch, by method."""
 
 import dataclasses
 import json
@@ -11,6 +12,7 @@ from transformers import TrainerCallback
 
 from lib.core.stage import read_params, results
 from lib.training.config import Finetune, Lora
+from lib.training.cpu import Masks
 from lib.training.speed import widen_rank
 from lib.training.trainer import make_trainer
 
@@ -18,11 +20,11 @@ p = dataclasses.replace(read_params(Finetune), micro_batch=4)
 lora = dataclasses.replace(read_params(Lora), dropout=0.0)
 
 
-def trainer_of(padding_free, folder):
+def trainer_of(padding_free, folder, fast=False, method="lora"):
     return make_trainer(
-        dataclasses.replace(p, padding_free=padding_free),
+        dataclasses.replace(p, padding_free=padding_free, fast_cpu=fast),
         lora,
-        "lora",
+        method,
         results("base_model") / "model",
         results("dataset") / p.template,
         Path(folder),
@@ -48,6 +50,37 @@ def step(trainer, batch):
     return float(loss), torch.cat(gradients)
 
 
+def beside(folder, method):
+    """The losses of a batch in training and in evaluation, plain and fast, and how far apart the gradients are."""
+    steps, evaluated = [], []
+    for fast in (False, True):
+        trainer = trainer_of(fast, folder, fast, method)
+        steps.append(step(trainer, trainer.data_collator([trainer.train_dataset[n] for n in range(4)])))
+        evaluated.append(trainer.evaluate()["eval_loss"])
+    (plain, slow), (ours, quick) = steps
+    return {"losses": [plain, ours], "evaluated": evaluated, "gradients": float((quick - slow).norm() / slow.norm())}
+
+
+def masks():
+    """Share dropped, whether the same seed draws the same mask, whether another draw is another one."""
+    drawn = Masks()
+    torch.manual_seed(0)
+    drawn.begin()
+    first, second = (drawn.draw(torch.Size([999, 101]), 0.1) for _ in range(2))
+    torch.manual_seed(0)
+    drawn.begin()
+    same = drawn.draw(torch.Size([999, 101]), 0.1)
+    values = set(first.unique().tolist())
+    return [
+        float((first == 0).float().mean()),
+        values == {0, 1},
+        bool((first == same).all()),
+        bool((first != second).any()),
+    ]
+
+
+with tempfile.TemporaryDirectory() as folder:
+    fast = {method: beside(folder, method) for method in ("lora", "qlora")}
 with tempfile.TemporaryDirectory() as folder, torch.no_grad():
     padded, packed = trainer_of(False, folder), trainer_of(True, folder)
     rows = [padded.train_dataset[n] for n in range(4)]
@@ -77,6 +110,8 @@ with tempfile.TemporaryDirectory() as folder, torch.no_grad():
                 "forgotten": difference(third.logits[0].float(), logits),
                 "untouched": [bool(same[: -lengths[-1]].all()), bool(same[-lengths[-1] :].any())],
                 "ranks": [loss_4, loss_8, difference(gradients_8, gradients_4)],
+                "fast": fast,
+                "masks": masks(),
             }
         )
     )
