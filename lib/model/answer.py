@@ -4,14 +4,12 @@ Answers of a model: prompts in, token ids out.
 
 
 def with_adapter(model, folder):
-    """A model with the LoRA adapter of a folder, in 16 bits as servers keep it."""
+    """A model with the LoRA adapter of a folder; merged into its weights, but for 4-bit ones, which cannot take it."""
     from peft import PeftModel
 
+    four_bit = any(type(module).__name__ == "Linear4bit" for module in model.modules())
     model = PeftModel.from_pretrained(model, folder)
-    for name, weight in model.named_parameters():
-        if "lora_" in name:
-            weight.data = weight.data.to(model.dtype)
-    return model.eval()
+    return model.eval() if four_bit else model.merge_and_unload().eval()
 
 
 def continuations(model, tokenizer, texts, p, streamer=None):

@@ -47,7 +47,7 @@ class Terminal:
             assert piece, f"{pattern!r} did not come; there was ...{self.unread[-500:].decode(errors='replace')!r}"
             self.unread = (self.unread + piece).replace(b"\r\n", b"\n")
         read, self.unread = self.unread[: found.end()], self.unread[found.end() :]
-        return read.decode()
+        return read.decode(errors="replace")  # a pattern may end within a character
 
 
 def own():

@@ -208,7 +208,7 @@ def brief(small_tree, trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def wordy(small_tree, tmp_path_factory):
     """The tiny model with answers that take half a minute."""
-    return copied(small_tree, tmp_path_factory.mktemp("wordy"), max_new_tokens=20000)
+    return copied(small_tree, tmp_path_factory.mktemp("wordy"), max_new_tokens=20000, temperature=0.0, repetition_penalty=1.0)
 
 
 @pytest.fixture(scope="module")

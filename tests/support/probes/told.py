@@ -4,10 +4,10 @@ how rows of the dataset come out of a Stream with the tokenizers of MODEL and of
 import json
 import sys
 
-from peft import PeftModel
 from transformers import AutoTokenizer
 
 from lib.core.stage import read_params, results
+from lib.model.answer import with_adapter
 from lib.model.load import load_to_answer
 from lib.text.rows import read_rows
 from lib.text.templates import prompt_text
@@ -29,7 +29,7 @@ class Value(list):
 def answers(folder, template):
     model, tokenizer = load_to_answer(results("base_model") / "model", "qlora" if folder == "qlora" else "lora")
     if folder:
-        model = PeftModel.from_pretrained(model, results("finetune") / folder / "adapter")
+        model = with_adapter(model, results("finetune") / folder / "adapter")
     texts = [prompt_text(template, "", question) for question in QUESTIONS]
     return [answer(model, tokenizer, [text], read_params(Chat))[0] for text in texts]
 
