@@ -96,13 +96,15 @@ def llama_like_tokenizer(vocab_size):
 
 def from_hub(p):
     """A pinned commit of the hub; HF_TOKEN comes from the environment where a model wants one."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if len(p.revision) != 40:
         raise UserError(f"params.yaml: base_model.revision is {p.revision!r}; give the 40 digits of a commit")
+    # Where a repository has no safetensors, transformers would ask its owner for a conversion, in the user's name.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     try:
-        model = AutoModelForCausalLM.from_pretrained(p.name, revision=p.revision, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(p.name, revision=p.revision, dtype="auto")  # as published
         return model, AutoTokenizer.from_pretrained(p.name, revision=p.revision)
     except OSError as error:
         reason = str(error).strip().splitlines()[0]

@@ -13,11 +13,16 @@ from pathlib import Path
 from lib.core.gpu import gpus
 from lib.core.stage import UserError, load_yaml, run
 from stages.machine import usable_memory_gib
-from tools.preflight import Estimate, checked, docker_answers, in_use, misfits, missing_images, missing_resources
-
-# What NVIDIA names for the newest of the images of 25.09, pytorch's (CUDA 13.0; tritonserver's wants 575). A data-centre
-# GPU may also run them on an older one, through the compatibility libraries inside the images.
-DRIVER = 580
+from tools.preflight import (
+    Estimate,
+    checked,
+    docker_answers,
+    in_use,
+    misfits,
+    missing_images,
+    missing_resources,
+    old_drivers,
+)
 
 
 def values(profile):
@@ -31,12 +36,10 @@ def values(profile):
     return params
 
 
-def driver(cards):
-    """(fine, sentence) about the driver of the GPUs that stage.gpus() found."""
-    version = cards[0]["driver"]
-    if version.split(".")[0].isdigit() and int(version.split(".")[0]) >= DRIVER:
-        return True, f"driver {version}"
-    return None, f"driver {version}: the images were made for {DRIVER} or newer; a data-centre GPU may do with it"
+def driver(images, cards):
+    """[(fine, sentence)] about the driver of the GPUs, for each of the images in use that wants a newer one."""
+    old = old_drivers(images, cards)
+    return [(None, line) for line in old] or [(True, f"driver {cards[0]['driver']}")]
 
 
 def container_toolkit():
@@ -89,7 +92,7 @@ def checklist(profile, cards, free_gb, gib, docker):
     }
     found += [(True, line) for name, line in there.items() if name not in lacking]
     if pulled:
-        found += [container_toolkit(), *([driver(cards)] if cards else []), *registry_access(images)]
+        found += [container_toolkit(), *(driver(images, cards) if cards else []), *registry_access(images)]
     return found + model_access(params["base_model"])
 
 

@@ -2,7 +2,8 @@
 Before a run: what it will take, and whether this machine has it: python -m tools.preflight
 
 Prints one line with the time, disk and memory of a whole run (params.yaml: estimate). What is missing is listed, all
-of it at once, each with what to do, and the exit code is 1: nothing has been started by then.
+of it at once, each with what to do, and the exit code is 1: nothing has been started by then. Where nothing is missing,
+images and models are fetched (tools/fetch.py), so that no stage downloads inside a time limit.
 """
 
 import shutil
@@ -14,7 +15,7 @@ from lib.core.gpu import architecture, gpus
 from lib.core.stage import UserError, load_yaml, read_params, results, run
 from lib.training.config import Finetune, Lora, check_both_methods
 from lib.trtllm.adapter_format import misfits as adapter_misfits
-from lib.trtllm.images import engines, rebuild
+from lib.trtllm.images import WRITTEN_FOR, engines, rebuild
 from stages.base_model import BaseModel
 from stages.chat import Chat
 from stages.dataset import Dataset
@@ -24,6 +25,7 @@ from stages.machine import usable_memory_gib
 from stages.repository import Repository
 from stages.style import Style
 from stages.trtllm_serve import TrtllmServe, misfit_moe
+from tools.fetch import fetch_images, fetch_model
 
 
 @dataclass
@@ -63,7 +65,9 @@ def missing_images(images, docker_answers):
         missing.append("Docker: no engine answers; install Docker with the NVIDIA container toolkit and start it")
     for reference in references:
         if reference.endswith("UNRESOLVED"):
-            missing.append(f"image: {reference.removeprefix('docker://')} has no digest yet; `make digests` resolves it")
+            missing.append(
+                f"image: {reference.removeprefix('docker://')} has no digest yet; `make digests` resolves it"
+            )
     return missing
 
 
@@ -135,6 +139,19 @@ def to_rebuild(image):
     return [f"engine {variant}: {line}" for variant, line in lines if line]
 
 
+def old_drivers(images, cards):
+    """The images of {role: image} made for a newer driver than the GPUs', a line each; cards: what gpus() gives."""
+    version = cards[0]["driver"] if cards else ""
+    found = version.split(".")[0]
+    wanted = {role: one.get("driver", 0) for role, one in load_yaml(WRITTEN_FOR).items()}
+    return [
+        f"driver {version}: the image of {role} was made for {wanted[role]} or newer; only a data-centre GPU may do "
+        "with it, through the image's compatibility libraries"
+        for role, image in images.items()
+        if image.startswith("docker://") and cards and not (found.isdigit() and int(found) >= wanted[role])
+    ]
+
+
 def docker_answers():
     """True when a Docker engine can be reached."""
     return (
@@ -143,7 +160,8 @@ def docker_answers():
 
 
 def check(params, images, tell=False):
-    """UserError with all that this machine lacks for these parameters and images; tell: print what a run takes."""
+    """UserError with all that this machine lacks for these parameters and images; tell: print what a run takes, and
+    fetch its images and models."""
     p, profile = Estimate(**params["estimate"]), params["profile"]
     missing = missing_images(in_use(images, params), docker_answers())
     cards = gpus()
@@ -156,7 +174,7 @@ def check(params, images, tell=False):
         raise UserError(f"profile {profile} cannot run here:\n  " + "\n  ".join(missing))
     if not tell:
         return
-    for line in to_rebuild(images["triton"]):
+    for line in to_rebuild(images["triton"]) + old_drivers(in_use(images, params), cards):
         print(line)
     gpu = f", {p.gpu_memory_gb:g} GB on the GPU" if p.gpu_memory_gb else ""
     print(
@@ -164,6 +182,8 @@ def check(params, images, tell=False):
         f"{p.memory_gb:g} GB of memory{gpu}; what is up to date is skipped",
         flush=True,
     )
+    fetch_images(in_use(images, params))
+    fetch_model(params["base_model"], images["pytorch"])
 
 
 def main():

@@ -21,14 +21,20 @@ def roles(image):
     return sorted({role for images in sets for role, one in images.items() if one == image})
 
 
-def main():
-    if len(sys.argv) != 2:
-        raise UserError("usage: python -m tools.provenance IMAGE")
-    image = sys.argv[1]
+def describe(image):
+    """Write down what an image has inside, on its first use, and print where that is another than was expected."""
+    if record(image).exists():
+        return
     print(f"first use of {image}: looking at what it has inside", flush=True)
     found = look(image)
     other = [line for role in roles(image) for line in differences(role, found)]
-    print(*(f"{image}: {line}" for line in other), f"what it has inside: {record(image)}", sep="\n")
+    print(*(f"{image}: {line}" for line in other), f"what it has inside: {record(image)}", sep="\n", flush=True)
+
+
+def main():
+    if len(sys.argv) != 2:
+        raise UserError("usage: python -m tools.provenance IMAGE")
+    describe(sys.argv[1])
 
 
 if __name__ == "__main__":

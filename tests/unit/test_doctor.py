@@ -45,9 +45,10 @@ def test_access_and_licences_are_notes_for_the_reader(on, monkeypatch):
     assert "NGC: not signed in" in notes and "Llama 2 Community License" in notes and "HF_TOKEN is not set" in notes
     monkeypatch.setenv("NGC_API_KEY", "key")
     assert "NGC: signed in" in lines(on("writeup"), True)
-    for version in ("535.104.05", "575.57.08"):  # CUDA 13.0 wants 580
-        old = [{**H200[0], "driver": version}]
-        assert [line for line in lines(on("writeup", cards=old), None) if line.startswith(f"driver {version}: ")]
+    for version, roles in {"535.104.05": ["pytorch", "triton"], "575.57.08": ["pytorch"]}.items():
+        notes = lines(on("writeup", cards=[{**H200[0], "driver": version}]), None)
+        old = [line for line in notes if line.startswith(f"driver {version}: ")]
+        assert [line.split("the image of ")[1].split()[0] for line in old] == roles
 
 
 @pytest.mark.parametrize(("profile", "cards"), [("embedded", []), ("weightless", H200)])

@@ -10,7 +10,7 @@ from conftest import only_error, run_in, set_params
 from lib.core.stage import load_yaml, write_json
 from lib.training.config import Lora
 from stages.engine import Engine
-from tools.preflight import Estimate, in_use, misfit_engine, misfits, missing_images, missing_resources
+from tools.preflight import Estimate, in_use, misfit_engine, misfits, missing_images, missing_resources, old_drivers
 
 NEEDS = Estimate(minutes=240, disk_gb=150.0, memory_gb=64.0, gpu_memory_gb=80.0)
 H200 = {"name": "NVIDIA H200", "memory_mib": 143771, "driver": "570.86.15"}
@@ -61,6 +61,15 @@ def test_docker_and_every_unresolved_image_are_named_once():
     assert docker.startswith("Docker: no engine answers") and "start it" in docker
     assert image == "image: example.org/b:2@sha256:UNRESOLVED has no digest yet; `make digests` resolves it"
     assert missing_images(images, docker_answers=True) == [image]
+
+
+def test_an_image_names_the_driver_that_it_was_made_for():
+    images = {"pytorch": "docker://example.org/a:1", "triton": "docker://example.org/b:2", "tools": "venv:tools"}
+    assert [line.split(" or newer")[0] for line in old_drivers(images, [{**H200, "driver": "575.57.08"}])] == [
+        "driver 575.57.08: the image of pytorch was made for 580"
+    ]
+    assert old_drivers(images, [{**H200, "driver": "580.82.07"}]) == []
+    assert len(old_drivers(images, [H200])) == 2 and old_drivers(images, []) == []
 
 
 def test_virtual_environments_need_no_docker():
