@@ -114,7 +114,7 @@ def concurrency(point, wanted):
 
 def share(who, cores):
     if cores is None:
-        return "unknown", f"the load was too short to see what {who} used"
+        return "unknown", f"nothing tells what {who} used: the load was too short, or a container has no figures"
     machine = len(os.sched_getaffinity(0))
     return "fail" if cores > CORES_SHARE * machine else "pass", f"{who} used {cores:.2f} of {machine} cores"
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from lib.core.attempt import attempt
 from lib.core.gpu import gpu_mib
+from lib.serving.containers import container_memory_mib, container_name
 from lib.serving.process import session
 from lib.serving.servers import URL, Vllm, exposition
 from lib.streaming.http import Request, post
@@ -64,23 +65,23 @@ def point(p, asking, name, names, popularity):
 
 
 def memory(process):
-    """MiB that the server's processes hold (no figure where they run in a container) and the GPUs in all, and for how
+    """MiB that the server's processes hold (None where its container does not tell) and the GPUs in all, and for how
     many tokens there is room for keys and values: on a GPU vLLM takes its share at the start, and what adapters take of
     it is missing there."""
-    in_container = process.args[1].startswith("docker:")
-    resident = None if in_container else attempt(resident_mib, process)
-    return {"resident_mib": resident, "gpu_mib": gpu_mib(), "kv_tokens": kv_tokens(exposition(Vllm))}
+    return {"resident_mib": attempt(resident_mib, process), "gpu_mib": gpu_mib(), "kv_tokens": kv_tokens(exposition(Vllm))}
 
 
 def resident_mib(process):
-    """MiB that a program's living processes hold."""
+    """MiB that a program's living processes hold, in its container too."""
     import psutil
 
-    total = 0
+    total, containers = 0, []
     for pid in session(process):
         with suppress(psutil.NoSuchProcess):  # it has just ended
-            total += psutil.Process(pid).memory_info().rss
-    return total / 2**20
+            one = psutil.Process(pid)
+            total += one.memory_info().rss
+            containers.append(container_name(one.cmdline()))
+    return total / 2**20 + sum(container_memory_mib(name) for name in containers if name)
 
 
 def kv_tokens(text):

@@ -10,6 +10,7 @@ import psutil
 
 from lib.core.attempt import attempt
 from lib.core.gpu import gpu_handles, gpu_sample
+from lib.serving.containers import container_cpu_seconds, container_name
 from lib.serving.servers import read_metrics
 
 INTERVAL_SECONDS = 1.0
@@ -70,13 +71,16 @@ def mean(values):
 
 
 def cpu_seconds(pids):
-    """CPU time of the processes so far; one that has just ended counts nothing."""
-    total = 0.0
+    """CPU time of the processes so far, and of the containers that they are Docker's client of; one that has just ended
+    counts nothing. LookupError or OSError where a container does not tell."""
+    total, containers = 0.0, []
     for pid in pids:
         with suppress(psutil.Error):
-            times = psutil.Process(pid).cpu_times()
+            process = psutil.Process(pid)
+            times = process.cpu_times()
             total += times.user + times.system
-    return total
+            containers.append(container_name(process.cmdline()))
+    return total + sum(container_cpu_seconds(name) for name in containers if name)
 
 
 def cores(samples):

@@ -11,10 +11,14 @@ import time
 from pathlib import Path
 
 import docker_engine
+import psutil
 import pytest
 from conftest import REPO, run_in, tiny_wheel, variables
 from terminal import CTRL_C, Terminal
 
+from lib.core.attempt import attempt
+from lib.serving.containers import container_memory_mib, container_name
+from lib.serving.monitor import cpu_seconds
 from tools import lock
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -504,6 +508,18 @@ def test_a_container_goes_with_its_killed_client(engine, owned):
     process.kill()
     process.wait()
     docker_engine.wait_until(lambda: engine.docker("ps", "--all", "--quiet") == "", owned)
+
+
+def test_a_container_tells_its_cpu_time_and_memory(engine, owned, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", engine.host)
+    busy = ["containers/run", engine.reference, "bash", "-c", "while :; do :; done"]
+    process = subprocess.Popen(busy, start_new_session=True, **as_user(engine, owned, {}))
+    try:
+        docker_engine.wait_until(lambda: (attempt(cpu_seconds, [process.pid]) or 0) > 0.5, owned)
+        assert 0 < container_memory_mib(container_name(psutil.Process(process.pid).cmdline())) < 100
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def test_a_command_has_what_bash_sets_in_its_image(engine, owned):

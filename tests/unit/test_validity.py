@@ -90,7 +90,7 @@ def test_what_was_asked_on_a_quiet_gpu_passes_every_check():
         ({"point": {"request_latency_ms_avg": None}}, "concurrency", "unknown", "the client gave no latency"),
         ({"seen": {"client_cores": 900.0}}, "client", "fail", "the client used 900.00 of"),
         ({"seen": {"other_cores": 900.0}}, "other programs", "fail", "other programs used 900.00 of"),
-        ({"seen": {"other_cores": None}}, "other programs", "unknown", "the load was too short to see what other"),
+        ({"seen": {"other_cores": None}}, "other programs", "unknown", "nothing tells what other programs used"),
         ({"strangers": [4711]}, "GPU alone", "fail", "processes 4711 were on the GPU before"),
         ({"strangers": None}, "GPU alone", "unknown", "no NVIDIA GPU"),
         ({"beside": 3}, "GPU alone", "pass", "nothing was on the GPU before; 3 other servers on it had no load"),
