@@ -56,6 +56,10 @@ def remarks(experiments):
     """What a reader of the figure must know: stand-ins, formats, servers without points, invalid points."""
     lines = []
     for name, experiment in experiments.items():
+        formats = {server["name"]: format_words(server) for server in experiment["servers"] if server["points"]}
+        if len(set(formats.values())) > 1:
+            each = ", ".join(f"{server} {words}" for server, words in formats.items())
+            lines.append(f"{name}: the servers hold other formats ({each}), so their ratios compare these too")
         for server in experiment["servers"]:
             if server["engine_is_stand_in"]:
                 lines.append(f"{server['name']}-{name}: {server['engine']}")
@@ -67,9 +71,14 @@ def remarks(experiments):
 
 
 def line_label(server, experiment):
-    """A line's name in the legend: engine and weight format; a stand-in is never shown under another engine's name."""
+    """A line's name in the legend: engine and formats; a stand-in is never shown under another engine's name."""
     engine = "stand-in engine" if server["engine_is_stand_in"] else server["engine"]
-    return f"{server['name']}: {engine}, {server['weights_format'] or 'unknown format'}, {experiment}"
+    return f"{server['name']}: {engine}, {format_words(server)}, {experiment}"
+
+
+def format_words(server):
+    """The formats of a server's weights and of its keys and values."""
+    return f"{server['weights_format'] or 'unknown'} weights, {server['kv_format'] or 'unknown'} cache"
 
 
 def heading(experiment):

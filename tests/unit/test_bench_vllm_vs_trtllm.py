@@ -173,6 +173,17 @@ def test_all_points_stand_in_table_and_json(compared):
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_other_formats_of_weights_are_said_with_the_ratios(runs, experiments):
+    assert not [line for line in remarks(experiments()) if "formats" in line]
+    runs["triton-base"] |= {"weights_format": "int4-g128", "kv_format": "int8"}
+    found = experiments()
+    assert (
+        "base: the servers hold other formats (triton int4-g128 weights, int8 cache, vllm bf16 weights, bf16 cache), "
+        "so their ratios compare these too"
+    ) in remarks(found)
+    assert not [line for line in remarks(found) if line.startswith("lora: the servers hold")]
+
+
 def test_a_missing_side_leaves_the_other_and_a_remark(compared):
     out = compared(without_triton)
     assert compared.done.returncode == 0, compared.done.stderr

@@ -146,10 +146,18 @@ def test_of_runs_that_are_not_comparable_the_one_with_the_fewest_other_condition
 
 
 def test_a_conclusion_is_answered_by_a_comparison():
-    assert judged("triton-beats-vllm", H100)["verdict"] == "reproduced"
     refuted = judged("stream-same-throughput", H100)
     assert refuted["verdict"] == "not reproduced"
     assert refuted["reason"] == "`two < 1.1 * one` does not hold: one 180, two 350.20"
+
+
+def test_servers_are_compared_in_the_same_weight_format(tmp_path):
+    mixed = judged("triton-beats-vllm", H100)  # 4 bits on Triton, 16 on vLLM
+    assert mixed["verdict"] == "not comparable" and "weights_format int4-g128 (here " in mixed["reason"]
+    shutil.copytree(H100["h100"], tmp_path / "h100")
+    path = tmp_path / "h100/bench/base/vllm/points.json"
+    write_json(path, {**read_json(path), "weights_format": "int4-g128"})
+    assert judged("triton-beats-vllm", {"h100": tmp_path / "h100"})["verdict"] == "reproduced"
 
 
 def test_arithmetic_needs_no_run_and_is_judged_up_to_rounding():
