@@ -16,6 +16,7 @@ from stages.machine import usable_memory_gib
 from tools.preflight import (
     Estimate,
     checked,
+    disk_of_images,
     docker_answers,
     in_use,
     misfits,
@@ -80,6 +81,7 @@ def checklist(profile, cards, free_gb, gib, docker):
     needs = Estimate(**params["estimate"])
     pulled = [image for image in images.values() if image.startswith("docker://")]
     missing = missing_resources(needs, free_gb, gib, cards) + missing_images(images, docker)
+    missing += disk_of_images(needs, images, free_gb)
     missing += misfits(params, load_yaml("containers/images.yaml")[profile], len(cards))
     found = [(False, line) for line in missing]
     lacking = {line.split(":")[0] for line in missing}

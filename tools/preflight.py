@@ -6,9 +6,11 @@ of it at once, each with what to do, and the exit code is 1: nothing has been st
 images and models are fetched (tools/fetch.py), so that no stage downloads inside a time limit.
 """
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 from lib.bench.experiments import Bench
 from lib.core.gpu import architecture, gpus
@@ -25,13 +27,14 @@ from stages.machine import usable_memory_gib
 from stages.repository import Repository
 from stages.style import Style
 from stages.trtllm_serve import TrtllmServe, misfit_moe
-from tools.fetch import fetch_images, fetch_model
+from tools.fetch import fetch_images, fetch_model, has_image
 
 
 @dataclass
 class Estimate:
     minutes: int
     disk_gb: float
+    images_gb: float
     memory_gb: float
     gpu_memory_gb: float
 
@@ -55,6 +58,38 @@ def missing_resources(p, free_disk_gb, machine_memory_gib, cards):
     elif largest < p.gpu_memory_gb:
         missing.append(f"GPU: the largest has {largest:.0f} GB, {p.gpu_memory_gb:g} GB are needed")
     return missing
+
+
+def missing_disk(p, free_gb, root, root_free_gb, shared):
+    """[what Docker's storage lacks for the images of the estimate `p`]; shared: it lies on the checkout's file system,
+    which then has to hold both. root: its folder, None where that is unknown or not on this machine."""
+    if not p.images_gb or root is None:
+        return []
+    free, needed = (free_gb, p.disk_gb + p.images_gb) if shared else (root_free_gb, p.images_gb)
+    if free >= needed:
+        return []
+    both = " and of this checkout" if shared else ""
+    return [f"images: {free:.1f} GB are free in {root}, {needed:g} GB of images{both} are needed; free some, or move "
+            "Docker's data-root"]  # fmt: skip
+
+
+def docker_storage():
+    """The folder in which Docker keeps images; None without an engine, or where that is another machine's folder."""
+    words = ["docker", "info", "--format", "{{.DockerRootDir}}"]
+    if shutil.which("docker") is None:
+        return None
+    root = Path(subprocess.run(words, capture_output=True, text=True).stdout.strip() or "-")
+    return root if root.is_absolute() and root.exists() else None
+
+
+def disk_of_images(p, images, free_gb):
+    """What Docker's storage lacks, a line each; images that are there already need no more room."""
+    references = [image.removeprefix("docker://").split("+")[0] for image in images.values() if "docker://" in image]
+    root = docker_storage() if p.images_gb and not all(map(has_image, references)) else None
+    if root is None:
+        return []
+    shared = os.stat(root).st_dev == os.stat(".").st_dev
+    return missing_disk(p, free_gb, root, shutil.disk_usage(root).free / 1e9, shared)
 
 
 def missing_images(images, docker_answers):
@@ -170,16 +205,18 @@ def check(params, images, tell=False):
     disk = Estimate(**{**p.__dict__, "disk_gb": 1.0}) if (results("report") / "index.html").exists() else p
     free = shutil.disk_usage(".").free / 1e9
     missing += missing_resources(disk, free, usable_memory_gib(), cards)
+    missing += disk_of_images(disk, in_use(images, params), free)
     if missing:
         raise UserError(f"profile {profile} cannot run here:\n  " + "\n  ".join(missing))
     if not tell:
         return
     for line in to_rebuild(images["triton"]) + old_drivers(in_use(images, params), cards):
         print(line)
-    gpu = f", {p.gpu_memory_gb:g} GB on the GPU" if p.gpu_memory_gb else ""
+    gpu = f", {p.gpu_memory_gb:g} GB on the GPU for {p.minutes / 60:.1f} hours" if p.gpu_memory_gb else ""
+    docker = f", {p.images_gb:g} GB of images" if p.images_gb else ""
     print(
         f"profile {profile}: a whole run takes about {p.minutes} min, {p.disk_gb:g} GB of disk and "
-        f"{p.memory_gb:g} GB of memory{gpu}; what is up to date is skipped",
+        f"{p.memory_gb:g} GB of memory{docker}{gpu}; what is up to date is skipped",
         flush=True,
     )
     fetch_images(in_use(images, params))

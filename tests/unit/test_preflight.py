@@ -10,9 +10,18 @@ from conftest import only_error, run_in, set_params
 from lib.core.stage import load_yaml, write_json
 from lib.training.config import Lora
 from stages.engine import Engine
-from tools.preflight import Estimate, in_use, misfit_engine, misfits, missing_images, missing_resources, old_drivers
+from tools.preflight import (
+    Estimate,
+    in_use,
+    misfit_engine,
+    misfits,
+    missing_disk,
+    missing_images,
+    missing_resources,
+    old_drivers,
+)
 
-NEEDS = Estimate(minutes=240, disk_gb=150.0, memory_gb=64.0, gpu_memory_gb=80.0)
+NEEDS = Estimate(minutes=240, disk_gb=150.0, images_gb=0.0, memory_gb=64.0, gpu_memory_gb=80.0)
 H200 = {"name": "NVIDIA H200", "memory_mib": 143771, "driver": "570.86.15"}
 L4 = {"name": "NVIDIA L4", "memory_mib": 23034, "driver": "570.86.15"}
 
@@ -47,7 +56,7 @@ def test_a_gpu_that_shares_the_machines_memory_is_measured_by_that():
 
 
 def test_a_profile_without_a_gpu_does_not_ask_for_one():
-    assert missing_resources(Estimate(12, 8.0, 9.0, 0.0), 9.0, 16, []) == []
+    assert missing_resources(Estimate(12, 8.0, 0.0, 9.0, 0.0), 9.0, 16, []) == []
 
 
 def test_docker_and_every_unresolved_image_are_named_once():
@@ -61,6 +70,16 @@ def test_docker_and_every_unresolved_image_are_named_once():
     assert docker.startswith("Docker: no engine answers") and "start it" in docker
     assert image == "image: example.org/b:2@sha256:UNRESOLVED has no digest yet; `make digests` resolves it"
     assert missing_images(images, docker_answers=True) == [image]
+
+
+def test_dockers_storage_holds_the_images():
+    p = dataclasses.replace(NEEDS, disk_gb=60.0, images_gb=100.0)
+    assert missing_disk(p, 70.0, "/var/lib/docker", 110.0, shared=False) == []
+    (line,) = missing_disk(p, 500.0, "/var/lib/docker", 90.0, shared=False)
+    assert line.startswith("images: 90.0 GB are free in /var/lib/docker, 100 GB of images are needed")
+    (line,) = missing_disk(p, 110.0, "/var/lib/docker", 110.0, shared=True)  # enough for either, not for both
+    assert "160 GB of images and of this checkout are needed" in line
+    assert missing_disk(p, 500.0, None, None, shared=True) == missing_disk(NEEDS, 0.0, "/", 0.0, shared=False) == []
 
 
 def test_an_image_names_the_driver_that_it_was_made_for():
