@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import zipfile
 from collections import Counter
@@ -22,6 +23,10 @@ from tools.profile import set_values
 pytest_plugins = ["bench_inputs"]
 
 REPO = Path(__file__).resolve().parents[1]
+
+# A shell that runs the tests in the background lets them and all their commands ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # For tiny models, which are too small for more: two of them then run side by side, and their sums are always the same.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
