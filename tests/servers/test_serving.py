@@ -138,7 +138,7 @@ def served(base_model, tmp_path_factory):
     write_json(results / "dataset" / "metrics.json", {"template": "chatml", "system_prompt": ""})
     for method in ("lora", "qlora"):
         write_json(results / "finetune" / method / "metrics.json", {"settings": {"template": "corrected"}})
-    set_params(tree, chat={"max_new_tokens": TOKENS})
+    set_params(tree, chat={"max_new_tokens": TOKENS, "temperature": 0.0, "repetition_penalty": 1.0})
     here = os.getcwd()
     os.chdir(tree)
     yield tree
