@@ -24,7 +24,8 @@ from lib.core.work import work_dir
 from lib.multilora.cost import POPULARITY, load_adapter, point, study_rank
 from lib.multilora.isolation import AskedModel, Asking, proof, said
 from lib.serving.process import serving
-from lib.serving.servers import ADAPTERS, SERVERS, URL, Inputs, max_lora_rank
+from lib.serving.servers import ADAPTERS, SERVERS, URL, Inputs
+from lib.serving.vllm_options import max_lora_rank
 from lib.streaming.load import begin, write_not_measured
 from lib.trtllm.adapters import TASKS
 

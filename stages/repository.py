@@ -12,6 +12,7 @@ out:  results/<profile>/repository/MODEL/models/           for `tritonserver --m
 
 import os
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -21,18 +22,16 @@ from string import Template
 from lib.core.gpu import architecture
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, read_json, read_params, results, run
+from lib.serving.vllm_options import engine_options
 from lib.trtllm.adapters import MODELS, adapters
 from lib.trtllm.images import engines, in_image, rebuild
 
 TEMPLATES = Path("containers/triton/model_repository")
 SKELETON = "/app/all_models/inflight_batcher_llm"
 FILL_TEMPLATE = "/app/tools/fill_template.py"
-LOCK = Path("containers/triton/requirements.txt")
 # What engine.weights makes, by its name in lib/analysis/roofline.py; ModelOpt's AWQ has a scale and no zero for 128
 # weights.
 FORMATS = {"int4_awq": "int4-g128", "full": "bf16"}
-# Longer sequences than the base model was made for are refused; so are longer ones than this, for the sake of memory.
-MAX_SEQUENCE_TOKENS = 2048
 
 
 @dataclass
@@ -59,41 +58,45 @@ def render(text, values, where):
         raise UserError(f"{where}: no value for ${{{error.args[0]}}}") from None
 
 
-def locked(package):
-    """The version of a package in the Triton environment."""
-    found = re.search(rf"^{re.escape(package)}==(\S+)", LOCK.read_text(), re.MULTILINE)
-    if not found:
-        raise UserError(f"{LOCK}: {package} is not in it; see containers/triton/requirements.in")
-    return found[1]
+def vllm_version(image):
+    """The version of vLLM that an environment's lock file names."""
+    name = re.fullmatch(r"venv:([\w-]+)(@\w+)?", image)
+    lock = Path("containers") / (name[1] if name else "none") / "requirements.txt"
+    version = re.search(r"^vllm(?:-cpu)?==(\S+)", lock.read_text() if lock.exists() else "", re.MULTILINE)
+    if not version:
+        raise UserError(
+            f"containers/images.yaml: triton is {image!r}; repository.engine vllm wants an environment with vLLM and a "
+            "tritonserver, venv:vllm or venv:vllm-cuda"
+        )
+    return version[1]
 
 
-def write_transformers(p, out, model):
-    """The templates of containers/triton, filled in, around Transformers' continuous batching."""
+def write_vllm(p, out, model):
+    """The templates of containers/triton, filled in, around vLLM's own engine."""
     if not p.streaming:
         raise UserError(
-            "params.yaml: repository.streaming is false; the transformers engine batches only in decoupled mode: "
+            "params.yaml: repository.streaming is false; the vllm engine batches only in decoupled mode: "
             "use true (a request without `stream` still gets one answer)"
         )
-    base = results("base_model") / "model"
+    version, base = vllm_version(sys.argv[2]), results("base_model") / "model"
     tasks = adapters(model, results("finetune"))
     for task, folder in tasks.items():
         shutil.copytree(folder, out / "adapters" / str(task))
 
-    config = read_json(base / "config.json")
     in_models = out / "models" / "any"  # Triton hands a model its own folder: paths are relative to that
     values = {
         "max_batch_size": p.max_batch_size,
         "instances": p.instances,
         "model_dir": os.path.relpath(base, in_models),
         "lora_prefetch_dir": os.path.relpath(out / "adapters", in_models) if tasks else "",
-        "max_sequence_tokens": min(config["max_position_embeddings"], MAX_SEQUENCE_TOKENS),
+        "engine_options": shlex.join(engine_options(tasks.values())),
     }
     shutil.copytree(TEMPLATES, out / "models", ignore=shutil.ignore_patterns("__pycache__"))
     for path in sorted((out / "models").glob("*/config.pbtxt")):
         path.write_text(render(path.read_text(), values, TEMPLATES / path.relative_to(out / "models")))
 
     return {
-        "engine": f"Transformers {locked('transformers')} continuous batching",
+        "engine": f"vLLM {version}",
         "engine_is_stand_in": True,
         "stands_in_for": "TensorRT-LLM",
         "adapters": {str(task): str(folder) for task, folder in tasks.items()},
@@ -205,7 +208,7 @@ def write_nothing(p, out, model):
     }
 
 
-ENGINES = {"transformers": write_transformers, "tensorrtllm": write_tensorrtllm, "none": write_nothing}
+ENGINES = {"vllm": write_vllm, "tensorrtllm": write_tensorrtllm, "none": write_nothing}
 
 
 def main():

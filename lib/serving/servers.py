@@ -4,11 +4,13 @@ The servers under test: how each is started, how genai-perf drives it, and what 
 
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.core.stage import UserError, flags, read_json, work_folder
 from lib.core.web import UNANSWERED, open_url
+from lib.serving.vllm_options import engine_options
 
 URL = "http://127.0.0.1:8000"
 ADAPTERS = ("lora", "qlora")  # variants of the fine-tuning; the first is the one that RUN=...-lora asks for
@@ -76,7 +78,8 @@ class Triton:
         words = {"model-repository": models, **local, **ports, "exit-timeout-secs": 10, "backend-config": memory}
         words["disable-auto-complete-config"] = True  # what config.pbtxt does not say is not guessed
         if self.built["engine_is_stand_in"]:
-            return ["tritonserver", *flags(words)]
+            # Triton has no way to hand words to a model that it loads but the environment.
+            return ["env", f"VLLM_OPTIONS={shlex.join(options)}", "tritonserver", *flags(words)]
         return mpirun(words, self.built["world_size"])
 
     def client(self, p, output_tokens):
@@ -114,12 +117,6 @@ def mpirun(words, world_size):
         only = {"model-control-mode": "explicit", "load-model": "tensorrt_llm"} if rank else {}
         command += ["-n", "1", "/opt/tritonserver/bin/tritonserver", *flags(words | own | only), ":"]
     return command
-
-
-def max_lora_rank(folders):
-    """vLLM's --max-lora-rank for the adapters in `folders`: a power of two, from 8."""
-    rank = max(read_json(folder / "adapter_config.json")["r"] for folder in folders)
-    return max(8, 1 << (rank - 1).bit_length())
 
 
 @dataclass
@@ -178,13 +175,12 @@ class Vllm:
 
     def command(self, options):
         words = {"model": self.inputs.served_model(self.model), "served-model-name": "base", "host": "127.0.0.1",
-                 "port": self.port, "no-enable-prefix-caching": True}  # fmt: skip
-        lora = []
-        if adapters := self.adapters():
-            rank = max_lora_rank(adapters.values())
-            lora = ["--enable-lora", *flags({"max-lora-rank": rank, "max-loras": len(adapters)})]
-            lora += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
-        return ["python3", "-m", "vllm.entrypoints.openai.api_server", *flags(words), *lora, *options]
+                 "port": self.port}  # fmt: skip
+        adapters = self.adapters()
+        words = [*flags(words), *engine_options(adapters.values())]
+        if adapters:
+            words += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
+        return ["python3", "-m", "vllm.entrypoints.openai.api_server", *words, *options]
 
     def client(self, p, output_tokens):
         pinned = ["ignore_eos:true", f"min_tokens:{output_tokens}"] if p.pinned else []

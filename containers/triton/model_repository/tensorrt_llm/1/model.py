@@ -1,104 +1,161 @@
 """
-The stand-in for TensorRT-LLM's backend: its tensors on one side, the engine of engine.py on the other.
+vLLM in the place of TensorRT-LLM's backend, with that one's tensors: token ids in and out.
 
-execute() only adds requests to the running batch; the tokens are sent as they are made, from the engine's threads.
+execute() only hands requests over; the answers are sent as they are made, from the thread of the engine's event loop.
+VLLM_OPTIONS: more command line words for the engine, those that a plain vLLM gets beside it.
 """
 
+import asyncio
 import itertools
 import json
+import math
+import os
+import shlex
+import threading
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from engine import BASE, Engine, Refused
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
+class Refused(Exception):
+    """A request that this engine cannot serve; the message goes to the client."""
+
+
 class TritonPythonModel:
     def initialize(self, args):
-        config = json.loads(args["model_config"])
-        values = {name: entry["string_value"] for name, entry in config["parameters"].items()}
+        values = {name: one["string_value"] for name, one in json.loads(args["model_config"])["parameters"].items()}
         here = Path(args["model_repository"])
         # As TensorRT-LLM reads it: a folder whose name is a number holds an adapter, and the number is its task id.
         prefetched = sorted((here / values["lora_prefetch_dir"]).iterdir()) if values["lora_prefetch_dir"] else []
-        self.engine = Engine(
-            here / values["model_dir"],
-            {int(folder.name): folder for folder in prefetched if folder.name.isdigit()},
-            config["max_batch_size"],
-            int(values["max_sequence_tokens"]),
-        )
+        self.adapters = {
+            int(folder.name): LoRARequest(folder.name, int(folder.name), str(folder))
+            for folder in prefetched
+            if folder.name.isdigit()
+        }
+        words = ["--model", str(here / values["model_dir"]), *shlex.split(values["engine_options"])]
+        self.engine = start_engine([*words, *shlex.split(os.environ.get("VLLM_OPTIONS", ""))])
+        self.vocabulary = self.engine.model_config.get_vocab_size()
+        self.longest = self.engine.model_config.max_model_len
         self.numbers = itertools.count()
         self.input_tokens = Tally("nv_llm_input_token_len", "total_input_tokens")
         self.output_tokens = Tally("nv_llm_output_token_len", "total_output_tokens")
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
 
     def execute(self, requests):
         for request in requests:
+            number = next(self.numbers)
             sender = request.get_response_sender()
+            name = f"{request.request_id() or 'request'}-{number}"
             try:
-                self.submit(request, sender)
+                asked = Asked(request, name)
             except Refused as error:
-                fail(sender, str(error))
+                fail(sender, f"{name}: {error}")
+            else:
+                asyncio.run_coroutine_threadsafe(self.answer(asked, sender), self.loop)
         return None
 
-    def submit(self, request, sender):
-        def value(name, default=None):
-            tensor = pb_utils.get_input_tensor_by_name(request, name)
-            return default if tensor is None else tensor.as_numpy().item()
+    async def answer(self, asked, sender):
+        """Every step's tokens in a stream, else all of them at the end; an error names the request."""
+        try:
+            self.check(asked)
+            await self.generate(asked, sender)
+        except (Refused, VLLMClientError, ValueError) as error:
+            fail(sender, f"{asked.name}: {error}")
+        except Exception as error:  # whatever it was, the client must hear of it
+            fail(sender, f"{asked.name}: the engine failed: {type(error).__name__} {error}")
 
-        ids = pb_utils.get_input_tensor_by_name(request, "input_ids").as_numpy()
-        beams = value("beam_width", 1)
-        if len(ids) != 1 or beams != 1:
-            raise Refused(f"{len(ids)} prompts with beam width {beams}; send one prompt a request, with beam width 1")
-        reply = Reply(self, sender, streaming=value("streaming", False))
-        reply.key = str(next(self.numbers)), value("lora_task_id", BASE)
-        reply.prompt = ids[0, : value("input_lengths")].tolist()
-        reply.echo = not reply.streaming and not value("exclude_input_in_output", False)
-        options = {
-            "min_tokens": value("min_tokens", 0),
-            "end_id": value("end_id", -1),
-            "temperature": float(value("temperature", 1.0)),
-            "top_k": value("runtime_top_k", 0),
-            "top_p": float(value("runtime_top_p", 0.0)),
-            "seed": value("seed", 0),
-        }
-        self.engine.submit(*reply.key, reply.prompt, value("request_output_len"), options, reply)
+    async def generate(self, asked, sender):
+        prompt, made, waiting = {"prompt_token_ids": asked.prompt}, 0, list(asked.prompt) if asked.echo else []
+        adapter = self.adapters.get(asked.task)
+        async for output in self.engine.generate(prompt, asked.sampling(), asked.name, lora_request=adapter):
+            if sender.is_cancelled():  # the client has gone
+                await self.engine.abort(asked.name)
+                # Not an empty last response: behind an ensemble that leaves the request open for ever.
+                raise Refused("cancelled")
+            made += len(output.outputs[0].token_ids)
+            waiting += output.outputs[0].token_ids
+            if output.finished:  # before the last response: a client that has it finds its request counted
+                self.input_tokens.add(len(asked.prompt))
+                self.output_tokens.add(made)
+            if asked.streaming or output.finished:
+                sender.send(response(waiting), flags=FINAL if output.finished else 0)
+                waiting = []
+
+    def check(self, asked):
+        """Refuses what vLLM answers otherwise than TensorRT-LLM: with fewer tokens, or with another adapter."""
+        if asked.beams != 1:
+            raise Refused(f"beam width {asked.beams}; send one prompt a request, with beam width 1")
+        if asked.task and asked.task not in self.adapters:
+            there = ", ".join(map(str, self.adapters)) or "none"
+            raise Refused(f"lora_task_id {asked.task} is not loaded; there are: {there} (0 or absent: the base model)")
+        if not asked.prompt:
+            raise Refused("the prompt is empty; it needs at least one token")
+        if unknown := [token for token in [*asked.prompt, max(asked.end, 0)] if not 0 <= token < self.vocabulary]:
+            raise Refused(f"token {unknown[0]} is none of the model's, which are 0 to {self.vocabulary - 1}")
+        if asked.tokens < 1:
+            raise Refused(f"request_output_len is {asked.tokens}; it must be at least 1")
+        if len(asked.prompt) + asked.tokens > self.longest:
+            raise Refused(
+                f"{len(asked.prompt)} input tokens and request_output_len {asked.tokens} are more than "
+                f"the {self.longest} tokens of a sequence"
+            )
 
     def finalize(self):
-        self.engine.stop()
+        self.engine.shutdown()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
 
 
-class Reply:
-    """The way back of one request: every step's tokens in a stream, else all of them at the end."""
+class Asked:
+    """The tensors of one request."""
 
-    def __init__(self, backend, sender, streaming):
-        self.backend, self.sender, self.streaming = backend, sender, streaming
-        self.made, self.waiting = 0, []
+    def __init__(self, request, name):
+        def value(tensor, default):
+            found = pb_utils.get_input_tensor_by_name(request, tensor)
+            return default if found is None else found.as_numpy().item()
 
-    def __call__(self, tokens, finished, error):
-        self.made += len(tokens)
-        self.waiting += tokens
-        if error:
-            fail(self.sender, f"the engine failed: {error}")
-        elif self.sender.is_cancelled():  # the client has gone
-            self.backend.engine.cancel(*self.key)
-            # Not an empty last response: behind an ensemble that leaves the request open for ever.
-            fail(self.sender, "cancelled")
-        else:
-            if finished:  # before the last response: a client that has it finds its request counted
-                self.backend.input_tokens.add(len(self.prompt))
-                self.backend.output_tokens.add(self.made)
-            if self.streaming or finished:
-                self.sender.send(self.response(), flags=FINAL if finished else 0)
-                self.waiting = []
+        ids = pb_utils.get_input_tensor_by_name(request, "input_ids").as_numpy()
+        if len(ids) != 1:
+            raise Refused(f"{len(ids)} prompts; send one prompt a request, with beam width 1")
+        self.name = name
+        self.prompt = ids[0, : value("input_lengths", 0)].tolist()
+        self.tokens, self.min_tokens = value("request_output_len", 0), value("min_tokens", 0)
+        self.task, self.end, self.beams = value("lora_task_id", 0), value("end_id", -1), value("beam_width", 1)
+        self.streaming = value("streaming", False)
+        self.echo = not self.streaming and not value("exclude_input_in_output", False)
+        self.top_k, self.top_p = value("runtime_top_k", 0), value("runtime_top_p", 0.0)
+        self.temperature, self.seed = value("temperature", 1.0), value("seed", 0)
 
-    def response(self):
-        ids = (self.prompt if self.echo else []) + self.waiting
-        tensors = [
-            pb_utils.Tensor("output_ids", np.array([[ids]], np.int32)),
-            pb_utils.Tensor("sequence_length", np.array([[len(ids)]], np.int32)),
-        ]
-        return pb_utils.InferenceResponse(tensors)
+    def sampling(self):
+        """As in TensorRT-LLM: greedy, unless the request asks for more than one candidate."""
+        drawn = self.top_k > 1 or (self.top_k == 0 and self.top_p > 0)
+        options = {"temperature": max(self.temperature, 1e-2), "top_k": self.top_k, "seed": self.seed}
+        if 0 < self.top_p < 1:
+            options["top_p"] = self.top_p
+        if drawn and (wrong := [name for name, one in options.items() if not math.isfinite(one)]):
+            raise Refused(f"{wrong[0]} is {options[wrong[0]]}; it must be a number")
+        return SamplingParams(
+            **(options if drawn else {"temperature": 0.0}),
+            max_tokens=self.tokens,
+            min_tokens=self.min_tokens,
+            ignore_eos=True,  # the request brings its own end
+            stop_token_ids=[self.end] if self.end >= 0 else [],
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
 
 
 class Tally:
@@ -116,6 +173,21 @@ class Tally:
     def add(self, tokens):
         self.sum.increment(tokens)
         self.count.increment(1)
+
+
+def start_engine(words):
+    """vLLM's engine, with the defaults of its own server; returns when it is ready."""
+    arguments = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args([*words, "--disable-log-stats"])
+    engine_args = AsyncEngineArgs.from_cli_args(arguments)
+    return AsyncLLM.from_engine_args(engine_args, usage_context=UsageContext.OPENAI_API_SERVER)
+
+
+def response(ids):
+    tensors = [
+        pb_utils.Tensor("output_ids", np.array([[ids]], np.int32)),
+        pb_utils.Tensor("sequence_length", np.array([[len(ids)]], np.int32)),
+    ]
+    return pb_utils.InferenceResponse(tensors)
 
 
 def fail(sender, message):
