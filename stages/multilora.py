@@ -89,28 +89,14 @@ def asked_model():
 # The servers.
 
 
-def in_float32(out):
-    """The command word of Triton's repository and the one of a copy whose base model is computed in float32."""
-    served, copy = results("repository") / "lora", out / "float32" / "repository" / "lora"
-    shutil.copytree(served, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    # Where the copy's relative paths look for it.
-    model = out / "float32" / "base_model" / "model"
-    model.mkdir(parents=True)
-    for path in (results("base_model") / "model").iterdir():
-        (model / path.name).symlink_to(path.resolve())
-    config = read_json(model / "config.json")
-    (model / "config.json").unlink()
-    write_json(model / "config.json", {**config, "dtype": "float32"})
-    return str(served / "models"), str(copy / "models")
-
-
 def measure_triton(p, images, out):
     """The proof alone: this repository's adapters are fixed when Triton starts."""
     server = SERVERS["triton"]("lora", inputs())
     commands = {"served": ["containers/run", images[0], *server.command(p.server_options)]}
     if server.built["engine_is_stand_in"]:
-        old, new = in_float32(out)
-        commands["float32"] = [new if word == old else word for word in commands["served"]]
+        precision, environment, words = exactly(read_json(results("machine") / "machine.json"))
+        command = server.command([*p.server_options, *words])
+        commands[precision] = ["containers/run", images[0], "env", *environment, *command]
     found = {"proof": {}, "points": []}
     for precision, command in commands.items():
         log = out / "raw" / f"server-{precision}.log"
@@ -119,7 +105,6 @@ def measure_triton(p, images, out):
             tasks = {name: task for task, name in TASKS.items()}
             asking = Asking(p, asked_model(), images[1], process, out / "raw")
             found["proof"][precision] = proof(p, asking, precision, "triton-stream", "127.0.0.1:8001", tasks)
-    shutil.rmtree(out / "float32", ignore_errors=True)
     return {**found, "server_command": commands["served"]}
 
 

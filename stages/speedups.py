@@ -1,6 +1,6 @@
 """
 Five ways to speed up a local model, held against doing nothing, and Transformers against vLLM on a list of prompts:
-python -m stages.speedups pytorch=IMAGE triton=IMAGE vllm=IMAGE
+python -m stages.speedups pytorch=IMAGE vllm=IMAGE
 
 One process a method and variant (stages/workers/generate_one.py) and one a system (stages/workers/generate_batches.py),
 one after the other, each in its environment. A run that was killed resumes with the next.
@@ -62,10 +62,8 @@ class Speedups:
         for key, names in known:
             if unknown := [one for one in getattr(self, key) if one not in names]:
                 raise UserError(f"params.yaml: speedups.{key} has {unknown[0]!r}; use {', '.join(names)}")
-        if self.batch_environment not in ("pytorch", "triton"):
-            raise UserError(
-                f"params.yaml: speedups.batch_environment is {self.batch_environment!r}; use pytorch, triton"
-            )
+        if self.batch_environment not in ("pytorch", "vllm"):
+            raise UserError(f"params.yaml: speedups.batch_environment is {self.batch_environment!r}; use pytorch, vllm")
         ones = ("answers", "max_new_tokens", "lookup_tokens", "batch_prompts", "batch_size", "batch_repeats",
                 "max_model_len", "run_seconds")  # fmt: skip
         zeros = ("top_k", "warmup", "vllm_kv_cache_mib", "seed")
@@ -119,8 +117,8 @@ def inputs():
 def given_images():
     """{role: image} of the command line."""
     images = dict(word.partition("=")[::2] for word in sys.argv[1:])
-    if images.keys() != {"pytorch", "triton", "vllm"}:
-        raise UserError("usage: python -m stages.speedups pytorch=IMAGE triton=IMAGE vllm=IMAGE")
+    if images.keys() != {"pytorch", "vllm"}:
+        raise UserError("usage: python -m stages.speedups pytorch=IMAGE vllm=IMAGE")
     return images
 
 

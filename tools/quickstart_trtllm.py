@@ -2,8 +2,9 @@
 The quick start for Llama 2 on this checkout's base model, its four steps: build, run, serve, curl:
 python -m tools.quickstart_trtllm
 
-in:   params.yaml (profile, bench.ready_seconds, bench.server_options), results/<profile>/base_model, results/<profile>/dataset/metrics.json,
-      results/<profile>/repository/base, and with TensorRT-LLM results/<profile>/engine
+in:   params.yaml (profile, bench.ready_seconds, bench.server_options), results/<profile>/base_model,
+      results/<profile>/dataset/metrics.json, results/<profile>/repository/base, and with TensorRT-LLM
+      results/<profile>/engine
 The writeup compiles Llama-2-7b-chat; docs/llama2-triton.md has the settings that do the same, and its commands beside
 today's. Where a stand-in sits in TensorRT-LLM's place there is no engine to build or to run.
 """

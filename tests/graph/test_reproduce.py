@@ -40,7 +40,7 @@ def clone(tmp_path_factory):
     tree = copy_tree(tmp_path_factory.mktemp("clone") / "tree")
     set_params(tree, **SMALLEST)
     if OWN_NETWORK:  # without a way out nothing could be fetched any more
-        environments = ("tools", "pytorch", "triton", "vllm", "client")
+        environments = ("tools", "pytorch", "vllm", "client")
         run_in(tree, "containers/venv", *environments, check=True)
     git(tree, "init", "--quiet")
     git(tree, "add", "--all")

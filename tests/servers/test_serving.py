@@ -1,6 +1,7 @@
 """
-The real Triton with the stand-in engine, and the real vLLM, once each, with the same small model and two adapters:
-do they batch, stream, pick the adapter, and say the same as Transformers? In float32, where no rounding decides.
+The real Triton with vLLM as its stand-in engine, and the real vLLM, once each, with the same small model and two
+adapters: do they batch, stream, pick the adapter, and say the same as Transformers, so the same as each other? In
+float32, where no rounding decides.
 """
 
 import json
@@ -14,6 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import psutil
@@ -28,6 +30,9 @@ from lib.streaming.http import Request
 
 PROMPTS = ["The capital of France is", "1, 2, 3, 4,", "Water freezes at"]
 TOKENS = 12
+# Both servers' engine: exact, and small enough that a long prompt is read in parts.
+ENGINE = ["--enforce-eager", "--dtype=float32", "--kv-cache-memory-bytes=256M", "--max-model-len=2048",
+          "--max-num-batched-tokens=512"]  # fmt: skip
 
 # LoRA adapters with random weights: they change every answer, unlike a short training.
 ADAPTERS = """
@@ -125,15 +130,15 @@ client.stop_stream(cancel_requests=True)
 def served(base_model, tmp_path_factory):
     """A copied tree with a float32 base model, two random adapters and the repository with them; the working folder."""
     tree = copy_tree(tmp_path_factory.mktemp("serving") / "my tree (copy)")
-    make_own_environment(tree, "triton")
+    make_own_environment(tree, "vllm")
     results = tree / "results" / "embedded"
     shutil.copytree(base_model, results / "base_model")
     config = results / "base_model" / "model" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}))
-    set_params(tree, repository={"max_batch_size": 4, "instances": 2})
+    set_params(tree, repository={"max_batch_size": 4, "instances": 2}, bench={"server_options": ENGINE})
     folders = [f"results/embedded/finetune/{method}/adapter" for method in ("lora", "qlora")]
     tree_of(tree, "venv:pytorch", "-c", ADAPTERS, "results/embedded/base_model/model", *folders)
-    tree_of(tree, "venv:tools", "-m", "stages.repository", "lora", "venv:triton")
+    tree_of(tree, "venv:tools", "-m", "stages.repository", "lora", "venv:vllm")
     # What `make chat` asks with.
     write_json(results / "dataset" / "metrics.json", {"template": "chatml", "system_prompt": ""})
     for method in ("lora", "qlora"):
@@ -171,7 +176,7 @@ def expected(served):
     """Transformers' answers to PROMPTS: of the base model, of the first adapter, of the second."""
     folders = [f"results/embedded/finetune/{method}/adapter" for method in ("lora", "qlora")]
     words = ["-c", REFERENCE, "results/embedded/base_model/model", str(TOKENS), json.dumps(PROMPTS), *folders]
-    return json.loads(tree_of(served, "venv:triton", *words).splitlines()[-1])
+    return json.loads(tree_of(served, "venv:vllm", *words).splitlines()[-1])
 
 
 @pytest.fixture(scope="class")
@@ -200,9 +205,8 @@ def triton(served):
 @pytest.fixture(scope="class")
 def vllm(served):
     server = Vllm("lora", every_input())
-    small = ["--enforce-eager", "--dtype", "float32", "--kv-cache-memory-bytes", "256M", "--max-model-len", "512"]
     updating = ["env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]
-    command = ["containers/run", "venv:vllm", *updating, *server.command(small)]
+    command = ["containers/run", "venv:vllm", *updating, *server.command(ENGINE)]
     with serving(server, command, served / "vllm.log", 180, "bench.ready_seconds"):
         yield server
 
@@ -226,6 +230,13 @@ def generate(prompt, model="ensemble", **inputs):
 def complete(model, prompt, **options):
     options = {"max_tokens": TOKENS, "temperature": 0, **options}
     return json.loads(post("/v1/completions", model=model, prompt=prompt, **options))
+
+
+def all_at_once(ask):
+    """ask(task, prompt) of every prompt with no adapter and with each, all in flight at once; as `expected` is."""
+    with ThreadPoolExecutor(3 * len(PROMPTS)) as pool:
+        asked = [[pool.submit(ask, task, prompt) for prompt in PROMPTS] for task in (0, 1, 2)]
+        return [[one.result() for one in told] for told in asked]
 
 
 def streamed(tree, *loads):
@@ -255,10 +266,10 @@ AS_ASKED = f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_en
 
 
 def test_the_quick_start_serves_and_asks_as_the_writeup_does_and_names_the_stand_in(served):
-    tree_of(served, "venv:tools", "-m", "stages.repository", "base", "venv:triton")
+    tree_of(served, "venv:tools", "-m", "stages.repository", "base", "venv:vllm")
     said = tree_of(served, "venv:tools", "-m", "tools.quickstart_trtllm")
     assert "a stand-in for TensorRT-LLM: no engine to build" in said
-    assert re.search(r"continuous batching behind Triton 2\.\d+\.0 \(stand-in for TensorRT-LLM\) is ready", said)
+    assert re.search(r"vLLM [\w.]+ behind Triton 2\.\d+\.0 \(stand-in for TensorRT-LLM\) is ready", said)
     shown = [shlex.split(line[2:]) for line in said.splitlines() if line.startswith("$ curl")]
     texts = [json.loads(words[words.index("-d") + 1])["text_input"] for words in shown]
     answers = [json.loads(found)["text_output"] for found in re.findall(r"(?ms)^\{$.*?^\}$", said)]
@@ -346,18 +357,8 @@ class TestTriton:
         # Served one after the other, the streams would change over once.
         assert sum(one != two for one, two in zip(order, order[1:], strict=False)) > TOKENS
 
-    def test_requests_for_different_adapters_at_once_do_not_mix(self, triton, expected):
-        answers = {}
-
-        def ask(task):
-            answers[task] = generate(PROMPTS[0], lora_task_id=task)["text_output"]
-
-        threads = [threading.Thread(target=ask, args=(task,)) for task in (0, 1, 2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [answers[task] for task in (0, 1, 2)] == [told[0] for told in expected]
+    def test_nine_at_once_on_triton_get_what_each_gets_alone(self, triton, expected):
+        assert all_at_once(lambda task, prompt: generate(prompt, lora_task_id=task)["text_output"]) == expected
 
     def test_an_answer_is_counted_before_its_client_has_it(self, triton):
         start, counted = read_metrics(triton, triton.counters)["requests"], []
@@ -424,7 +425,7 @@ class TestTriton:
 
     def test_triton_says_what_runs(self, triton):
         name, is_stand_in = triton.engine()
-        assert name.startswith("Transformers 5.") and "behind Triton 2." in name
+        assert name.startswith("vLLM 0.") and "behind Triton 2." in name
         assert name.endswith("(stand-in for TensorRT-LLM)") and is_stand_in
 
 
@@ -433,6 +434,10 @@ class TestVllm:
         models = ("base", "lora", "qlora")
         answers = [[complete(model, prompt)["choices"][0]["text"] for prompt in PROMPTS] for model in models]
         assert answers == expected
+
+    def test_nine_at_once_on_vllm_get_what_each_gets_alone(self, vllm, expected):
+        models = ("base", "lora", "qlora")
+        assert all_at_once(lambda task, prompt: complete(models[task], prompt)["choices"][0]["text"]) == expected
 
     def test_vllm_makes_the_pinned_length_and_counts_it(self, vllm):
         before = read_metrics(vllm, vllm.counters)
@@ -453,7 +458,7 @@ class TestVllm:
         words = ["stages/workers/random_lora.py", "results/embedded/base_model/model", folder, 1, 8, 42, "q_proj"]
         tree_of(served, "venv:client", *map(str, words))
         reference = ["-c", REFERENCE, "results/embedded/base_model/model", str(TOKENS), json.dumps(PROMPTS)]
-        wanted = json.loads(tree_of(served, "venv:triton", *reference, str(folder / "0")).splitlines()[-1])
+        wanted = json.loads(tree_of(served, "venv:vllm", *reference, str(folder / "0")).splitlines()[-1])
         assert load_adapter("random-0", folder / "0") > 0
         vllms = {"url": URL, "adapters": {}}
         answers = streamed(served, ("vllm", vllms, "random-0"), ("vllm", vllms, None))

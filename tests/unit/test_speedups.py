@@ -19,7 +19,7 @@ from stages.speedups import Speedups
 from stages.workers.generate_one import generate_options
 
 P = Speedups(**load_yaml(REPO / "params.yaml")["speedups"])
-IMAGES = {"pytorch": "venv:pytorch", "triton": "venv:triton", "vllm": "venv:vllm"}
+IMAGES = {"pytorch": "venv:pytorch", "vllm": "venv:vllm"}
 CPU, GPU = {"gpus": []}, {"gpus": [{"name": "NVIDIA GeForce RTX 3080 Laptop GPU"}]}
 LLAMA = json.loads((REPO / "data" / "shapes" / "llama-2-7b.json").read_text())
 RATES = {"bytes_per_second": 1e10, "flops_per_second": 1e12, "fp8_flops_per_second": None}
@@ -78,7 +78,7 @@ def batches(small_tree):
     write_json(small_tree / "batch.json", task)
     of = partial(probe, small_tree)
     return at_once(
-        partial(of, "venv:triton", "batches", "batch.json", "static", "continuous"),
+        partial(of, "venv:vllm", "batches", "batch.json", "static", "continuous"),
         partial(of, "venv:pytorch", "batches", "batch.json", "one", "static"),
     )
 
@@ -102,7 +102,7 @@ def test_each_method_runs_in_the_environment_that_has_it_and_extra_methods_are_n
     found = {task.name: task.image for task in tasks(P, IMAGES)}
     assert {name for name in found if name.endswith("-published")} == {f"{name}-published" for name in PUBLISHED}
     assert (found["vllm-corrected"], found["lookup-corrected"]) == ("venv:vllm", "venv:pytorch")
-    assert (found["batch-continuous"], found["batch-vllm"]) == ("venv:triton", "venv:vllm")
+    assert (found["batch-continuous"], found["batch-vllm"]) == ("venv:vllm", "venv:vllm")
 
 
 def test_int8_and_int4_are_not_run_on_a_cpu_and_say_why():
@@ -229,10 +229,10 @@ def test_wrong_parameters_say_what_to_mend(key, value, message):
 
 
 def test_a_wrong_parameter_ends_the_stage_before_anything_is_loaded(tree):
-    set_params(tree, speedups={"batch_environment": "vllm"})
+    set_params(tree, speedups={"batch_environment": "triton"})
     words = [f"{role}={image}" for role, image in IMAGES.items()]
     done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.speedups", *words)
-    assert only_error(done) == "error: params.yaml: speedups.batch_environment is 'vllm'; use pytorch, triton"
+    assert only_error(done) == "error: params.yaml: speedups.batch_environment is 'triton'; use pytorch, vllm"
 
 
 # Claims: the writeup's figure holds under its conditions only.

@@ -76,7 +76,7 @@ def test_vllm_serves_all_adapters_with_a_rank_that_it_accepts(embedded):
     assert " ".join(command) == (
         "python3 -m vllm.entrypoints.openai.api_server --model results/embedded/base_model/model "
         "--served-model-name base --host 127.0.0.1 --port 8000 --no-enable-prefix-caching --enable-lora "
-        "--max-lora-rank 16 --max-loras 2 --lora-modules lora=results/embedded/finetune/lora/adapter "
+        "--max-lora-rank 16 --max-loras 3 --lora-modules lora=results/embedded/finetune/lora/adapter "
         "qlora=results/embedded/finetune/qlora/adapter --enforce-eager"
     )
     assert "--enable-lora" not in servers.Vllm("base", every_input()).command([])

@@ -118,9 +118,12 @@ class TritonPythonModel:
             )
 
     def finalize(self):
-        self.engine.shutdown()
+        # The loop first: with the engine gone, the task that waits for its tokens calls that a failure.
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
+        self.engine.shutdown()
+        # Before the stub ends: a metric gives its memory back to Triton, and the stub crashes where that is gone.
+        del self.input_tokens, self.output_tokens
 
 
 class Asked:
