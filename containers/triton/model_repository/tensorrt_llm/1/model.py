@@ -184,9 +184,12 @@ class Tally:
 
 def start_engine(words):
     """vLLM's engine, with the defaults of its own server; returns when it is ready."""
-    arguments = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args([*words, "--disable-log-stats"])
-    engine_args = AsyncEngineArgs.from_cli_args(arguments)
-    return AsyncLLM.from_engine_args(engine_args, usage_context=UsageContext.OPENAI_API_SERVER)
+    arguments = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(words)
+    config = AsyncEngineArgs.from_cli_args(arguments).create_engine_config(UsageContext.OPENAI_API_SERVER)
+    # What has been imported here need not be imported again, which takes 5 s; vLLM itself takes "spawn" where a GPU is
+    # already in use.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    return AsyncLLM.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=True)
 
 
 def response(ids):
