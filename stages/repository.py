@@ -21,7 +21,7 @@ from string import Template
 
 from lib.core.gpu import architecture
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, read_json, read_params, results, run
+from lib.core.stage import UserError, need, read_json, read_params, results, run
 from lib.serving.vllm_options import engine_options
 from lib.trtllm.adapters import MODELS, adapters
 from lib.trtllm.images import engines, in_image, rebuild
@@ -78,7 +78,7 @@ def write_vllm(p, out, model):
             "params.yaml: repository.streaming is false; the vllm engine batches only in decoupled mode: "
             "use true (a request without `stream` still gets one answer)"
         )
-    version, base = vllm_version(sys.argv[2]), results("base_model") / "model"
+    version, base = vllm_version(sys.argv[2]), need(results("base_model") / "model", "base_model")
     tasks = adapters(model, results("finetune"))
     for task, folder in tasks.items():
         shutil.copytree(folder, out / "adapters" / str(task))

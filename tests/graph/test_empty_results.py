@@ -10,14 +10,14 @@ from lib.core.stage import load_yaml
 # Those that need nothing of an earlier stage in the embedded profile, which builds no engine.
 FIRST = {"machine", "limits", "base_model", "claims", "serving_summary", "engine", "adapter"}
 WORDS = {
-    "repository": ["base", "host:"],
+    "repository": ["base", "venv:vllm"],
     "trtllm_serve": ["base", "host:"],
     "finetune": ["lora"],
     "bench": ["base", "host:", "triton=host:", "vllm=host:", "trtllm=host:"],
     "streaming": ["vllm", "host:", "host:"],
     "multilora": ["vllm", "host:", "host:"],
     "client_accuracy": ["host:", "host:", "host:"],
-    "speedups": ["pytorch=host:", "triton=host:", "vllm=host:"],
+    "speedups": ["pytorch=host:", "vllm=host:"],
 }
 STAGES = [
     name

@@ -50,7 +50,9 @@ def test_a_tensorrt_llm_repository_is_served_in_the_foreground_by_one_tritonserv
 
 def test_the_stand_in_is_served_without_mpi(project):
     project("repository/base/repository.json", {"engine_is_stand_in": True})
-    given, _ = Contract("tritonserver").parse(Triton("base", every_input()).command([]))
+    env, options, *command = Triton("base", every_input()).command(["--max-num-seqs=4"])
+    assert (env, options) == ("env", "VLLM_OPTIONS=--max-num-seqs=4")
+    given, _ = Contract("tritonserver").parse(command)
     assert given["--disable-auto-complete-config"] is True
 
 
