@@ -23,10 +23,19 @@ def predictions(ledger):
 def memory(ledger, claims):
     """Memory of fine-tuning: what was predicted without a GPU, what was measured, what was published."""
     yield ("heading", 2, "Memory")
-    published = {
-        "lora": (claims["lora-memory-low"]["value"], claims["lora-memory-high"]["value"]),
-        "qlora": (claims["qlora-memory"]["value"],) * 2,
-    }
+    for name, predicted, measured in compared_runs(ledger):
+        yield from predicted_beside_measured(name, predicted, measured, published_memory(claims))
+    yield from static_memory(ledger)
+
+
+def published_memory(claims):
+    """{method: (least, most) MiB} that the writeup prints."""
+    high = {method: claims[name]["value"] for method, name in (("lora", "lora-memory-high"), ("qlora", "qlora-memory"))}
+    return {"lora": (claims["lora-memory-low"]["value"], high["lora"]), "qlora": (high["qlora"],) * 2}
+
+
+def compared_runs(ledger):
+    """(run, {variant: predicted}, {variant: measured}) of every run on a GPU that has both."""
     for name, folder, _ in folders(ledger):
         predicted = optional(folder / "vram/vram.json").get("finetune", {}).get("variants", {})
         measured = {
@@ -34,10 +43,20 @@ def memory(ledger, claims):
             for variant, metrics in variants(folder).items()
             if (entry := metrics.get("memory", {})).get("torch_allocated_peak_mib")
         }
-        known = {v: predicted[v] for v in measured if "process_bytes" in predicted.get(v, {})}
-        if known:
-            yield from predicted_beside_measured(name, known, measured, published)
-    yield from static_memory(ledger)
+        if known := {v: predicted[v] for v in measured if "process_bytes" in predicted.get(v, {})}:
+            yield name, known, measured
+
+
+def published_for(variant, published):
+    """(least, most) MiB published for a variant; (None, None) where it is not the writeup's recipe."""
+    recipe = variant in (f"{method}{end}" for method in published for end in ("", "-short", "-published"))
+    return published[variant.partition("-")[0]] if recipe else (None, None)
+
+
+def bar(variant, predicted, measured, published):
+    """One bar of plots.memory."""
+    terms = {term: size / MIB for term, size in predicted["terms"].items()}
+    return variant, terms, measured["process_peak_mib"], published_for(variant, published)
 
 
 def predicted_beside_measured(name, predicted, measured, published):
@@ -59,13 +78,11 @@ def predicted_beside_measured(name, predicted, measured, published):
         cells = [cell for ours, theirs in pairs for cell in (show(ours), show(theirs), f"{ours / theirs - 1:+.1%}")]
         if entry.get("slack_is_a_guess"):
             cells[3] = f"≈ {cells[3]}"
-        recipe = variant in (f"{method}{end}" for method in published for end in ("", "-short", "-published"))
-        low, high = published[variant.partition("-")[0]] if recipe else (None, None)
-        span = "—" if not recipe else f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        low, high = published_for(variant, published)
+        span = "—" if low is None else f"{low:,}" if low == high else f"{low:,} to {high:,}"
         rows.append([variant, *cells, span, entry["peak_phase"].replace("_", " ")])
-        terms = {term: size / MIB for term, size in entry["terms"].items()}
         if not variant.endswith("-packed"):  # of four times the others' size: in the table only
-            bars.append((variant, terms, measured[variant]["process_peak_mib"], (low, high)))
+            bars.append(bar(variant, entry, measured[variant], published))
     figure = slug("memory", name)
     caption = (
         f"Memory of every fine-tuning of {name}: the predicted terms, the measured process (line), the writeup's "

@@ -1,5 +1,5 @@
 """
-The report's first part: verdicts, machines, headline claims.
+The report's chapters on verdicts and runs: counts, machines, headline claims, every claim.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from lib.report import plots, result_files
 # What makes each part.
 COMMANDS = {
     "Everything": "make reproduce",
-    "This page, from what is there": "make report",
+    "This report, from what is there": "make report",
     "Predicted memory": "dvc repro vram",
     "LoRA": "dvc repro finetune@lora",
     "QLoRA": "dvc repro finetune@qlora",
@@ -97,7 +97,7 @@ def what_ran(ledger, serving):
 
 def verdicts(ledger):
     """How many claims got which verdict, and the claims a reader asks for first."""
-    yield ("heading", 2, "Do the published numbers hold?")
+    yield ("heading", 2, "Verdicts")
     ids = [writeup["id"] for writeup in ledger["writeups"]]
     counts = {name: Counter(c["verdict"] for c in ledger["claims"] if c["writeup"] == name) for name in ids}
     caption = "The verdicts on each writeup's claims in per cent; the figures in the bars count claims."
@@ -133,11 +133,7 @@ def whole_ledger(ledger):
     """Every claim of every writeup: what it says, what was published, what was measured, the verdict and why."""
     yield ("heading", 2, "All claims")
     for writeup in ledger["writeups"]:
-        yield ("heading", 3, writeup["title"])
-        address = writeup["url"] or "The text that we worked from names no address."
-        yield ("text", f"{writeup['publisher']}; in {writeup['language']}. {address}\n{writeup['covers']}")
-        settings = [[what, str(setting)] for what, setting in writeup["settings"].items()]
-        yield ("fold", "Its settings", [("table", ["what", "setting"], settings)])
+        yield from writeup_blocks(writeup)
         mine = [claim for claim in ledger["claims"] if claim["writeup"] == writeup["id"]]
         for section in dict.fromkeys(claim["section"] for claim in mine):
             part = [claim for claim in mine if claim["section"] == section]
@@ -149,6 +145,15 @@ def whole_ledger(ledger):
             ]
             header = ["claim", "verdict", "evidence", "published", "measured", "why"]
             yield ("fold", f"{section}: {summary}", [("table", header, rows)])
+
+
+def writeup_blocks(writeup):
+    """A writeup: who published it where, what it covers, its settings."""
+    yield ("heading", 3, writeup["title"])
+    address = writeup["url"] or "The text that we worked from names no address."
+    yield ("text", f"{writeup['publisher']}; in {writeup['language']}. {address}\n{writeup['covers']}")
+    settings = [[what, str(setting)] for what, setting in writeup["settings"].items()]
+    yield ("fold", "Its settings", [("table", ["what", "setting"], settings)])
 
 
 def measured(claim, estimated="estimated"):

@@ -1,8 +1,9 @@
 """
 A report as a list of blocks, written as one HTML page and as its Markdown twin: the same content in the same order.
 
-A block is ("heading", level, text), ("text", text), ("table", header, rows), ("figure", name, drawn, alt), or
-("fold", summary, blocks), which a reader opens. `code` in back quotes is the only markup inside text.
+A block is ("heading", level, text), ("text", text), ("link", text, address), ("table", header, rows),
+("figure", name, drawn, alt), or ("fold", summary, blocks), which a reader opens. `code` in back quotes is the only
+markup inside text.
 """
 
 import html
@@ -17,16 +18,32 @@ class Grey(list):
     """A row of a table that does not count."""
 
 
-def to_html(title, style, blocks, badges):
-    """The page; `badges` are cell texts that get a coloured mark (the verdicts)."""
-    links = "".join(f'<a href="#{anchor(b[2])}">{inline(b[2])}</a>' for b in blocks if b[0] == "heading" and b[1] == 2)
-    body = "\n".join(html_block(block, badges) for block in blocks)
+def to_html(title, style, blocks, badges, links=None):
+    """The page; `badges` are cell texts that get a coloured mark (the verdicts).
+
+    links: [(text, address)] above the page; without them, its own headings of level 2.
+    """
+    own = [(b[2], f"#{anchor(b[2])}") for b in blocks if b[0] == "heading" and b[1] == 2]
+    return frame(title, style, own if links is None else links, html_blocks(blocks, badges))
+
+
+def html_blocks(blocks, badges):
+    return "\n".join(html_block(block, badges) for block in blocks)
+
+
+def frame(title, style, links, body):
+    """A whole HTML page around `body`; links: [(text, address)], the page's own with address None."""
+    shown = "".join(html_link(text, address) if address else f"<b>{inline(text)}</b>" for text, address in links)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
         f"<title>{html.escape(title)}</title><style>\n{style}</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1><nav>{links}</nav>\n{body}\n</body></html>\n"
+        f"<body><h1>{html.escape(title)}</h1><nav>{shown}</nav>\n{body}\n</body></html>\n"
     )
+
+
+def html_link(text, address):
+    return f'<a href="{html.escape(address, quote=True)}">{inline(text)}</a>'
 
 
 def html_block(block, badges):
@@ -37,6 +54,8 @@ def html_block(block, badges):
         return f'<h{level} id="{anchor(text)}">{inline(text)}</h{level}>'
     if kind == "text":
         return f"<p>{inline(parts[0])}</p>"
+    if kind == "link":
+        return f"<p>{html_link(*parts)}</p>"
     if kind == "table":
         return html_table(*parts, badges)
     if kind == "figure":
@@ -44,8 +63,7 @@ def html_block(block, badges):
         named = drawn.svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt, quote=True)}"', 1)
         return f"<figure>{named}<figcaption>{inline(alt)}</figcaption></figure>"
     summary, inner = parts
-    content = "\n".join(html_block(b, badges) for b in inner)
-    return f"<details><summary>{inline(summary)}</summary>\n{content}</details>"
+    return f"<details><summary>{inline(summary)}</summary>\n{html_blocks(inner, badges)}</details>"
 
 
 def html_table(header, rows, badges):
@@ -97,6 +115,8 @@ def markdown_block(block):
         return f"{'#' * parts[0]} {plain(parts[1])}\n"
     if kind == "text":
         return plain(parts[0]) + "\n"
+    if kind == "link":
+        return f"[{plain(parts[0])}]({parts[1]})\n"
     if kind == "table":
         return markdown_table(*parts)
     if kind == "figure":

@@ -1,0 +1,207 @@
+"""
+The five findings of the answer page, as blocks (lib/report/page.py): a sentence, a figure, and the chapter that has the
+rest. A finding whose run is missing says which command makes it.
+"""
+
+from lib.bench.metrics import RATE
+from lib.claims.format import show
+from lib.report import answer_plots, plots
+from lib.report.memory import MIB, bar, compared_runs, published_memory
+from lib.report.result_files import found_in, not_measured
+from lib.report.streaming_and_adapters import of_runs
+
+MINE = "this checkout"
+# The H100's servers beside the writeup's figures: label, run, experiment, server.
+GPTQ = (
+    ("the same command, measured here", "h100-gptq", "gptq-fast", "vllm-gptq-act"),
+    ("without --quantization gptq", "h100-gptq", "gptq-fast", "vllm-auto"),
+    ("and in vLLM 0.25.0", "h100-gptq-newer", "gptq-newer", "vllm-auto"),
+)
+
+
+def findings(ledger, summary):
+    """All five, numbered."""
+    claims = {claim["id"]: claim for claim in ledger["claims"]}
+    parts = (memory(ledger, claims), style(ledger), comparison(summary), triton_cost(ledger), beside_published(summary))
+    for number, (title, *blocks) in enumerate(map(list, parts), 1):
+        yield ("heading", 3, f"{number}. {title}")
+        yield from blocks
+
+
+def memory(ledger, claims):
+    """Predicted, measured and published memory of the writeup's two trainings."""
+    yield "Where does the memory go?"
+    published = published_memory(claims)
+    for name, predicted, measured in compared_runs(ledger):
+        known = {m: v for m in published for v in (f"{m}-published", m) if v in predicted and v in measured}
+        if len(known) == len(published):
+            yield ("text", memory_words(name, known, predicted, measured, published))
+            rows = [bar(variant, predicted[variant], measured[variant], published) for variant in known.values()]
+            caption = f"Predicted terms, measured process (line), the writeup's figure (grey band): {name}."
+            yield ("figure", "answer-memory", plots.memory("answer-memory", rows), caption)
+            break
+    else:
+        yield not_measured("make reproduce PROFILE=weightless")
+    yield ("link", "Memory: every variant", "memory.html")
+
+
+def memory_words(name, known, predicted, measured, published):
+    """The sentence: predicted, measured, published of both methods."""
+    numbers = {
+        method: (
+            show(predicted[v]["process_bytes"] / MIB), show(measured[v]["process_peak_mib"]), show(published[method][1]),
+        )
+        for method, v in known.items()
+    }  # fmt: skip
+    lora, qlora = numbers["lora"], numbers["qlora"]
+    return (
+        f"A training step's memory can be predicted without a GPU: LoRA {lora[0]} MiB, measured {lora[1]} ({name}), "
+        f"published up to {lora[2]}; QLoRA {qlora[0]} MiB, measured {qlora[1]}, published {qlora[2]}."
+    )
+
+
+def style(ledger):
+    """How many measures tell LoRA from QLoRA, and each from the base model."""
+    yield "Does QLoRA write as LoRA does?"
+    scored = [(name, data) for name, data in found_in(ledger, "style/style.json") if "style_differs" in data]
+    if not scored:
+        yield not_measured("dvc repro style")
+    else:
+        yield from style_of(*scored[0])
+    yield ("link", "Answers and style: every measure with its interval", "answers.html")
+
+
+def style_of(name, data):
+    """The sentence and the figure of one run."""
+    of_style = len(data["measures"]) - ("completion_loss" in data["measures"])
+    apart = data["style_differs"]
+    means = data["measures"].get("completion_loss", {}).get("means", {})
+    losses = ", ".join(f"{who} {means[key]['mean']:.2f}" for key, who in
+                       (("base", "base"), ("lora", "LoRA"), ("qlora", "QLoRA")) if key in means)  # fmt: skip
+    random = "" if data.get("weights", "real") == "real" else " Random weights: the answers mean nothing."
+    yield (
+        "text",
+        f"Of {of_style} measures of style, {apart['lora_minus_qlora']} tell LoRA from QLoRA, and "
+        f"{apart['lora_minus_base']} tell LoRA from the base model ({data['model']}, {data['prompts']} held-out "
+        f"prompts, {name}). Loss of the reference answers: {losses or 'not measured'}.{random}",
+    )
+    measures = {measure: entry["distances"] for measure, entry in data["measures"].items()
+                if None not in entry.get("distances", {None: None}).values()}  # fmt: skip
+    if measures:
+        caption = "LoRA and QLoRA lie together, the base model apart: distance of each from the held-out answers."
+        yield ("figure", "answer-style", answer_plots.style_distances("answer-style", measures), caption)
+
+
+def comparison(summary):
+    """The writeup's Triton and vLLM at 16 users beside what the same vLLM gives on such a card."""
+    yield "What was the writeup's Triton-against-vLLM comparison worth?"
+    printed = {("Triton" if point["server"].startswith("Triton") else "vLLM"): point["numbers"][0]
+               for point in summary["published"]["points"] if point["concurrency"] == 16}  # fmt: skip
+    measured = [(label, rate) for label, *where in GPTQ if (rate := rate_of(summary, *where))]
+    if len(measured) < len(GPTQ):
+        yield not_measured("make bench EXPERIMENT=gptq-fast")
+    else:
+        yield ("text", comparison_words(printed, *(rate for _, rate in measured)))
+        entries = [(f"published: {who}", rate, "published") for who, rate in printed.items()]
+        entries += [(label, rate, "measured") for label, rate in measured]
+        caption = (
+            "Output tokens/s for 16 users, 512 tokens in, 256 out, Llama-2-7B shape in 4 bits on an H100; ours with "
+            "random weights, the last with a vocabulary of 32,000."
+        )
+        drawn = answer_plots.bars("answer-comparison", entries, "output tokens/s, all users")
+        yield ("figure", "answer-comparison", drawn, caption)
+    yield ("link", "Serving: every point with its interval and checks", "serving.html")
+
+
+def comparison_words(printed, same, free, newer):
+    """What the flag and the age of the writeup's vLLM were worth, in tokens/s."""
+    than = "each more than" if min(same, free, newer) > printed["Triton"] else "beside"
+    return (
+        f"Little: its vLLM ran with a flag that forces a slow kernel. Published are {printed['vLLM']:,} tokens/s for "
+        f"vLLM and {printed['Triton']:,} for Triton. On our H100 the same command gives {same:,.0f}, without the flag "
+        f"{free:,.0f}, in vLLM 0.25.0 {newer:,.0f}: {than} the figure for Triton. Why the writeup got less than "
+        f"{same:,.0f} is not explained, and TensorRT-LLM itself was not measured here."
+    )
+
+
+def rate_of(summary, run, experiment, server):
+    """Output tokens/s of the one valid point of a server; None where there is none."""
+    points = summary["runs"].get(run, {"experiments": {}})["experiments"].get(experiment, {"points": []})["points"]
+    rates = [point["numbers"][RATE]["value"] for point in points if point["server"] == server and point["valid"]]
+    return rates[0] if rates else None
+
+
+def triton_cost(ledger):
+    """The wait behind one BLS instance; what Triton adds to one and the same engine was not measured."""
+    yield "What does Triton cost in front of an engine?"
+    studied = [(name, data) for name, data in of_runs(ledger, "streaming") if data["bls"]]
+    if not studied:
+        yield not_measured("make streaming")
+    else:
+        name, data = studied[0]
+        cases = {(row["model"], row["instances"], row["concurrency"]): row for row in data["bls"]}
+        waits = [
+            (label, row["ttft_ms"], "measured")
+            for label, key in (("ensemble", None), ("BLS, 1 instance", 1), ("BLS, 2 instances", 2))
+            for (_, instances, users), row in cases.items()
+            if instances == key and users == 2
+        ]
+        words = ", ".join(f"{label} {wait:,.0f} ms" for label, wait, _ in waits)
+        yield (
+            "text",
+            "One and the same engine with and without Triton was not measured. One cost was: a BLS model answers one "
+            f"request an instance, so the second of two users waits for the first's whole answer. First token: {words} "
+            f"({name}, {'a stand-in for TensorRT-LLM' if data['engine_is_stand_in'] else data['engine']}).",
+        )
+        drawn = answer_plots.bars("answer-triton", waits, "first token after ms (median), two users")
+        yield ("figure", "answer-triton", drawn, "Wait for the first token with two users, by Triton's model.")
+    yield ("link", "Streaming and several adapters", "streaming.html")
+
+
+def beside_published(summary):
+    """This checkout's serving beside the committed run of the same model and lengths."""
+    yield "Does your machine show the same?"
+    mine = summary["runs"].get(MINE, {"experiments": {}})["experiments"].get("base")
+    found = mine and next(same_work(summary, mine), None)
+    if not found:
+        yield ("text", "No committed run served what this checkout did." if mine else
+               "Not measured yet. `make reproduce` runs the pipeline.")  # fmt: skip
+    else:
+        name, pairs = found
+        mine_order, their_order = order(pairs)
+        rank = "rank as" if mine_order == their_order else "do not rank as"
+        yield (
+            "text",
+            f"The servers here {rank} those of the committed run {name}, by output tokens/s; how fast they are is the "
+            "processor's. A stand-in for TensorRT-LLM ran behind Triton: neither run says anything about TensorRT-LLM.",
+        )
+        drawn = answer_plots.beside("answer-runs", pairs, [MINE, name], "output tokens/s, all users")
+        yield ("figure", "answer-runs", drawn, f"This checkout's servers beside those of {name}: {heading(mine)}.")
+    yield ("link", "Runs: machines, models, packages", "runs.html")
+
+
+def heading(experiment):
+    """Model and lengths of an experiment in words."""
+    lengths = " and ".join(f"{i} tokens in, {o} out" for i, o in experiment["settings"]["lengths"])
+    return f"{experiment['base_model']['name']}, {lengths}"
+
+
+def same_work(summary, mine):
+    """(run, [(server and load, this checkout's tokens/s, the run's)]) of every run that did the same work."""
+    for name, run in summary["runs"].items():
+        theirs = run["experiments"].get("base")
+        if name == MINE or not theirs or heading(theirs) != heading(mine):
+            continue
+        own, other = rates_by_load(mine), rates_by_load(theirs)
+        if pairs := [(f"{what[0]}, {what[1]}", own[what], other[what]) for what in own if what in other]:
+            yield name, pairs
+
+
+def rates_by_load(experiment):
+    """{(server, load): tokens/s} of the valid points."""
+    return {(p["server"], p["load"]): p["numbers"][RATE]["value"] for p in experiment["points"] if p["valid"]}
+
+
+def order(pairs):
+    """The names in the order of each run's tokens/s."""
+    return [[what for what, *_ in sorted(pairs, key=lambda pair: pair[n])] for n in (1, 2)]

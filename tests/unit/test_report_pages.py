@@ -1,0 +1,110 @@
+"""The answer page's limits with everything on it, and the claims page in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+
+import pytest
+from conftest import REPO
+
+from lib.claims.kinds import VERDICTS
+from lib.core.stage import read_json
+from lib.report.answer_page import GROUPS, answer_page, cut
+from lib.report.page import to_html
+from stages import claims, serving_summary
+from stages.report import page_of
+
+CHROMIUM = shutil.which("chromium")
+REFERENCES = ("embedded-2-cores", "h100-gptq", "h100-gptq-newer", "h200-weightless")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """(ledger, summary, answer page as HTML) of the committed runs that the findings stand on and one's own run."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in REFERENCES:
+        (folder / "results/reference").mkdir(parents=True, exist_ok=True)
+        (folder / "results/reference" / name).symlink_to(REPO / "results/reference" / name)
+    shutil.copytree(REPO / "results/reference/embedded-2-cores", folder / "results/embedded")
+    (folder / "data").symlink_to(REPO / "data")
+    (folder / "params.yaml").write_text("profile: embedded\nclaims: {tolerance: 0.1}\nreport: {title: A title}\n")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        claims.main()
+        serving_summary.main()
+        ledger = read_json("results/embedded/claims/claims.json")
+        summary = read_json("results/embedded/serving_summary/summary.json")
+        return ledger, summary, to_html("A title", "", list(answer_page(ledger, summary)), VERDICTS)
+
+
+def words(page):
+    """The page's text without its figures."""
+    shown = re.sub(r"<(svg|style|head)\b.*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", shown)).split())
+
+
+def test_the_answer_page_has_at_most_1200_words_and_six_figures(found):
+    page = found[2]
+    assert page.count("<figure>") == 6
+    assert 500 < len(words(page).split()) <= 1200
+
+
+def test_the_five_findings_say_what_the_committed_runs_measured(found):
+    text = words(found[2])
+    assert "gives 1,253, without the flag 1,911, in vLLM 0.25.0 2,473: each more than the figure for Triton" in text
+    assert "Not measured" not in text and "1,156.97" in text and "813.81" in text
+    for page in ("memory", "answers", "serving", "streaming", "runs", "claims", "finetuning"):
+        assert f'href="{page}.html"' in found[2]
+
+
+def test_every_verdict_belongs_to_one_group():
+    assert sorted(verdict for of in GROUPS.values() for verdict in of) == sorted(VERDICTS)
+
+
+def test_a_long_answer_is_cut_at_a_word():
+    assert cut("a short one") == "a short one"
+    assert cut("word " * 40).endswith("word …") and len(cut("\u3042" * 300)) == 111
+
+
+DRIVER = """
+window.onerror = message => { document.title = "error: " + message; };
+window.addEventListener("load", () => {
+  const get = name => document.getElementById(name);
+  const set = (name, value) => { get(name).value = value; get(name).dispatchEvent(new Event("input")); };
+  const rows = () => Array.from(document.querySelectorAll("#claims tbody tr")).filter(row => !row.hidden);
+  const out = { all: rows().length };
+  set("verdict", "refuted by source"); out.verdict = rows().map(row => row.dataset.verdict);
+  set("writeup", "fixstars"); out.both = rows().map(row => row.dataset.writeup); out.count = get("count").textContent;
+  set("verdict", ""); set("writeup", ""); set("evidence", "predicted"); out.evidence = rows().length;
+  set("evidence", ""); set("search", "813.81 vllm"); out.search = rows().map(row => row.id);
+  set("search", ""); set("sort", "verdictRank"); out.sorted = rows().map(row => Number(row.dataset.verdictRank));
+  set("search", "nothing has this"); location.hash = "claim-memory-rule";
+  setTimeout(() => {
+    out.linked = rows().length; out.open = get("claim-memory-rule").querySelector("details").open;
+    out.wide = document.documentElement.scrollWidth; out.title = document.title;
+    document.body.innerHTML = "<pre id='out'></pre>"; get("out").textContent = JSON.stringify(out);
+  }, 100);
+});
+"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no chromium on this machine")
+def test_the_claims_page_searches_filters_sorts_and_links(found, tmp_path, monkeypatch):
+    monkeypatch.chdir(REPO)
+    ledger = found[0]
+    page = page_of("claims", "A title", ledger, [])
+    (tmp_path / "claims.html").write_text(page.replace("<body>", f"<body><script>{DRIVER}</script>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=380,800", "--dump-dom",
+               f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3000"]  # fmt: skip
+    done = subprocess.run([*command, (tmp_path / "claims.html").as_uri()], capture_output=True, text=True, timeout=60)
+    out = json.loads(unescape(re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    count = {key: [c[key] for c in ledger["claims"]].count for key in ("verdict", "evidence")}
+    assert out["all"] == out["linked"] == len(ledger["claims"]) and out["open"]
+    assert out["verdict"] == ["refuted by source"] * count["verdict"]("refuted by source") != []
+    assert set(out["both"]) == {"fixstars"} and out["count"] == f"{len(out['both'])} of {out['all']} claims"
+    assert out["evidence"] == count["evidence"]("predicted") > 0
+    assert "claim-triton-vllm-throughput" in out["search"] and len(out["search"]) < out["all"]
+    assert out["sorted"] == sorted(out["sorted"]) and not out["title"].startswith("error")
+    assert out["wide"] <= 380
