@@ -1,6 +1,6 @@
 """
-The report's first page, as blocks (lib/report/page.py): how many claims hold, five findings, this checkout's run and its
-answers, and what to try next. At most 1,200 words and six figures (tests/unit/test_report.py).
+The report's first page, as blocks (lib/report/page.py): how many claims hold, five findings, this checkout's run, its
+answers, what to try next. At most 1,200 words and six figures (tests/unit/test_report.py).
 """
 
 from lib.claims.kinds import UNANSWERED
@@ -96,9 +96,7 @@ def before_and_after(ledger):
     random = " Its weights are random: the answers mean nothing." if data.get("weights") == "random" else ""
     yield ("text", f"The first words of {data.get('model', 'a model without a name')}, {name}.{random}")
     who = "lora" if any(entry.get("lora") for entry in data["prompts"]) else "qlora"
-    rows = [
-        [cut(entry.get(key) or "—") for key in ("prompt", "base", who)] for entry in data["prompts"][:ANSWERS]
-    ]
+    rows = [[cut(entry.get(key) or "—") for key in ("prompt", "base", who)] for entry in data["prompts"][:ANSWERS]]
     yield ("table", ["question", "before", f"after {METHODS[who]}"], rows)
     yield ("link", "Whole answers, QLoRA's too, and the measures of style", "answers.html")
 

@@ -49,10 +49,12 @@ def memory_words(name, known, predicted, measured, published):
     """The sentence: predicted, measured, published of both methods."""
     numbers = {
         method: (
-            show(predicted[v]["process_bytes"] / MIB), show(measured[v]["process_peak_mib"]), show(published[method][1]),
+            show(predicted[variant]["process_bytes"] / MIB),
+            show(measured[variant]["process_peak_mib"]),
+            show(published[method][1]),
         )
-        for method, v in known.items()
-    }  # fmt: skip
+        for method, variant in known.items()
+    }
     lora, qlora = numbers["lora"], numbers["qlora"]
     return (
         f"A training step's memory can be predicted without a GPU: LoRA {lora[0]} MiB, measured {lora[1]} ({name}), "

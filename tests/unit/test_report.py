@@ -67,7 +67,9 @@ def test_every_claim_stands_in_both_pages(pages):
 
 def test_the_markdown_twin_has_the_same_tables_in_the_same_order(pages):
     html, markdown, _ = pages
-    roots = [ElementTree.fromstring(t.removeprefix("<!DOCTYPE html>\n")) for name, t in html.items() if name != "claims"]
+    roots = [
+        ElementTree.fromstring(t.removeprefix("<!DOCTYPE html>\n")) for name, t in html.items() if name != "claims"
+    ]
     found = [table for root in roots for table in root.iter("table")]
     theirs = [[len(table.findall(".//th")), len(table.findall("tbody/tr"))] for table in found]
     blocks = re.findall(r"(?:^\|.*\n)+", markdown.partition("## All claims")[0], re.MULTILINE)
@@ -108,7 +110,10 @@ def test_every_figure_is_described_in_words(pages):
 
 def test_a_hostile_chat_answer_is_shown_as_text(pages):
     html, markdown, _ = pages
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; | <code>a</code> [link](http://evil.example/)" in html["answers"]
+    assert (
+        "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; | <code>a</code> [link](http://evil.example/)"
+        in html["answers"]
+    )
     assert "<script>" not in html["answers"] + html["index"] and "<script>" not in markdown
     assert r"\[link\](http://evil.example/)" in markdown
 

@@ -96,7 +96,7 @@ def test_the_claims_page_searches_filters_sorts_and_links(found, tmp_path, monke
     ledger = found[0]
     page = page_of("claims", "A title", ledger, [])
     (tmp_path / "claims.html").write_text(page.replace("<body>", f"<body><script>{DRIVER}</script>"))
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=380,800", "--dump-dom",
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,800", "--dump-dom",
                f"--user-data-dir={tmp_path}/profile", "--virtual-time-budget=3000"]  # fmt: skip
     done = subprocess.run([*command, (tmp_path / "claims.html").as_uri()], capture_output=True, text=True, timeout=60)
     out = json.loads(unescape(re.search(r'<pre id="out">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
@@ -107,4 +107,4 @@ def test_the_claims_page_searches_filters_sorts_and_links(found, tmp_path, monke
     assert out["evidence"] == count["evidence"]("predicted") > 0
     assert "claim-triton-vllm-throughput" in out["search"] and len(out["search"]) < out["all"]
     assert out["sorted"] == sorted(out["sorted"]) and not out["title"].startswith("error")
-    assert out["wide"] <= 380
+    assert out["wide"] <= 500  # headless Chromium has no narrower window; a phone's styles begin at 640
