@@ -12,6 +12,7 @@ from conftest import REPO
 from lib.claims.kinds import VERDICTS
 from lib.core.stage import read_json
 from lib.report.answer_page import GROUPS, answer_page, cut
+from lib.report.findings import GPTQ, rate_of
 from lib.report.page import to_html
 from stages import claims, serving_summary
 from stages.report import page_of
@@ -57,6 +58,14 @@ def test_the_five_findings_say_what_the_committed_runs_measured(found):
     assert "Not measured" not in text and "1,156.97" in text and "813.81" in text
     for page in ("memory", "answers", "serving", "streaming", "runs", "claims", "finetuning"):
         assert f'href="{page}.html"' in found[2]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ja.md"])
+def test_the_readme_is_short_and_its_rates_are_the_measured_ones(found, name):
+    text = (REPO / name).read_text()
+    assert len(text.splitlines()) <= 120
+    for _, *where in GPTQ:
+        assert f"{rate_of(found[1], *where):,.0f}" in text
 
 
 def test_every_verdict_belongs_to_one_group():
