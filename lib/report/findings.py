@@ -57,7 +57,7 @@ def memory_words(name, known, predicted, measured, published):
     }
     lora, qlora = numbers["lora"], numbers["qlora"]
     return (
-        f"A training step's memory can be predicted without a GPU: LoRA {lora[0]} MiB, measured {lora[1]} ({name}), "
+        f"The memory of a training can be predicted without a GPU: LoRA {lora[0]} MiB, measured {lora[1]} ({name}), "
         f"published up to {lora[2]}; QLoRA {qlora[0]} MiB, measured {qlora[1]}, published {qlora[2]}."
     )
 
