@@ -22,8 +22,8 @@ GPTQ = (
 def findings(ledger, summary):
     """All five, numbered."""
     claims = {claim["id"]: claim for claim in ledger["claims"]}
-    parts = (memory(ledger, claims), style(ledger), comparison(summary), triton_cost(ledger), beside_published(summary))
-    for number, (title, *blocks) in enumerate(map(list, parts), 1):
+    parts = (memory(ledger, claims), style(ledger), comparison(summary), triton_cost(ledger, summary))
+    for number, (title, *blocks) in enumerate(map(list, (*parts, beside_published(summary))), 1):
         yield ("heading", 3, f"{number}. {title}")
         yield from blocks
 
@@ -133,8 +133,27 @@ def rate_of(summary, run, experiment, server):
     return rates[0] if rates else None
 
 
-def triton_cost(ledger):
-    """The wait behind one BLS instance; what Triton adds to one and the same engine was not measured."""
+def same_engine(summary):
+    """A sentence on Triton in front of the engine that also answers alone: tokens/s as a share of the engine's own."""
+    for name, run in summary["runs"].items():
+        for experiment in run["experiments"].values():
+            engine, shares = engines(experiment), []
+            for row in experiment["comparisons"]:
+                found = row["numbers"].get(RATE)
+                if found and (engine[row["server"]] or "").startswith(f"{engine[row['divided_by']]} behind"):
+                    shares.append(f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}] at {row['load']}")
+            if shares:
+                return f"Of the same engine's tokens/s without it, Triton gave {' and '.join(shares)} ({name})."
+    return "One and the same engine with and without Triton was not measured."
+
+
+def engines(experiment):
+    """{server: its engine, or None where it was not measured}."""
+    return {server["label"]: server["engine"] for server in experiment["servers"]}
+
+
+def triton_cost(ledger, summary):
+    """Triton in front of one and the same engine, and the wait behind one BLS instance."""
     yield "What does Triton cost in front of an engine?"
     studied = [(name, data) for name, data in of_runs(ledger, "streaming") if data["bls"]]
     if not studied:
@@ -151,7 +170,7 @@ def triton_cost(ledger):
         words = ", ".join(f"{label} {wait:,.0f} ms" for label, wait, _ in waits)
         yield (
             "text",
-            "One and the same engine with and without Triton was not measured. One cost was: a BLS model answers one "
+            f"{same_engine(summary)} A BLS model answers one "
             f"request an instance, so the second of two users waits for the first's whole answer. First token: {words} "
             f"({name}, {'a stand-in for TensorRT-LLM' if data['engine_is_stand_in'] else data['engine']}).",
         )
@@ -189,10 +208,10 @@ def heading(experiment):
 
 
 def same_work(summary, mine):
-    """(run, [(server and load, this checkout's tokens/s, the run's)]) of every run that did the same work."""
+    """(run, [(server and load, this checkout's tokens/s, the run's)]) of every run of the same work and engines."""
     for name, run in summary["runs"].items():
         theirs = run["experiments"].get("base")
-        if name == MINE or not theirs or heading(theirs) != heading(mine):
+        if name == MINE or not theirs or (heading(theirs), engines(theirs)) != (heading(mine), engines(mine)):
             continue
         own, other = rates_by_load(mine), rates_by_load(theirs)
         if pairs := [(f"{what[0]}, {what[1]}", own[what], other[what]) for what in own if what in other]:
