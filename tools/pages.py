@@ -1,12 +1,14 @@
 """
 The generated tables of README.md, README.ja.md and docs/, each between its two marks, such as <!-- results:begin -->
-and <!-- results:end -->: python -m tools.pages
+and <!-- results:end -->, and README.md's figure: python -m tools.pages
 
-in:   results/<profile>/claims/claims.json, data/discrepancies.yaml, data/then_and_now.yaml, data/ja.yaml
+in:   results/<profile>/claims/claims.json, data/discrepancies.yaml, data/then_and_now.yaml, data/ja.yaml,
+      results/<profile>/report/answer-comparison.svg, drawn from reference runs alone
 Verdicts are those by the reference runs and by arithmetic alone: the same in every checkout.
 """
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from lib.claims.kinds import EVIDENCE, UNANSWERED, VERDICTS, rank
 from lib.core.stage import UserError, load_yaml, read_json, results, run
 from lib.report.overview import HEADLINES, measured
 
+FIGURE = "answer-comparison.svg"
 MARK = re.compile(r"<!-- [\w-]+:(?:begin|end) -->")
 BLOCK = re.compile(r"(<!-- ([\w-]+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
 
@@ -179,6 +182,7 @@ def main():
         raise UserError(f"no page has the marks of the table {missing[0]!r}; put them back where it belongs")
     for path, text in texts.items():
         path.write_text(text)
+    shutil.copyfile(results("report") / FIGURE, Path("docs") / FIGURE)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from conftest import REPO
 from lib.claims.kinds import VERDICTS
 from lib.core.stage import read_json
 from lib.report.answer_page import GROUPS, answer_page, cut
-from lib.report.findings import GPTQ, rate_of
+from lib.report.findings import GPTQ, findings, rate_of
 from lib.report.page import to_html
 from stages import claims, serving_summary
 from stages.report import page_of
@@ -50,6 +50,14 @@ def test_the_answer_page_has_at_most_1200_words_and_six_figures(found):
     page = found[2]
     assert page.count("<figure>") == 6
     assert 500 < len(words(page).split()) <= 1200
+
+
+def test_the_readmes_figure_is_the_one_of_the_third_finding(found):
+    drawn = (REPO / "docs/answer-comparison.svg").read_text()
+    assert "(docs/answer-comparison.svg)" in (REPO / "README.md").read_text()
+    (figure,) = [block[2].svg for block in findings(*found[:2]) if block[:2] == ("figure", "answer-comparison")]
+    labels = re.findall(r"<text[^>]*>([^<]+)<", figure)
+    assert "1,253" in labels and labels == re.findall(r"<text[^>]*>([^<]+)<", drawn)
 
 
 def test_the_five_findings_say_what_the_committed_runs_measured(found):
