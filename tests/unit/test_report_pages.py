@@ -9,10 +9,11 @@ from html import unescape
 import pytest
 from conftest import REPO
 
+from lib.bench.metrics import RATE
 from lib.claims.kinds import VERDICTS
 from lib.core.stage import read_json
 from lib.report.answer_page import GROUPS, answer_page, cut
-from lib.report.findings import GPTQ, findings, rate_of
+from lib.report.findings import GPTQ, findings, rate_of, same_engine
 from lib.report.page import to_html
 from stages import claims, serving_summary
 from stages.report import page_of
@@ -58,6 +59,20 @@ def test_the_readmes_figure_is_the_one_of_the_third_finding(found):
     (figure,) = [block[2].svg for block in findings(*found[:2]) if block[:2] == ("figure", "answer-comparison")]
     labels = re.findall(r"<text[^>]*>([^<]+)<", figure)
     assert "1,253" in labels and labels == re.findall(r"<text[^>]*>([^<]+)<", drawn)
+
+
+def test_triton_is_held_against_its_own_engine_where_there_is_an_interval():
+    def run(low, alone="vLLM 1"):
+        servers = [{"label": "triton", "engine": "vLLM 1 behind Triton 2"}, {"label": "vllm", "engine": alone}]
+        row = {"server": "triton", "divided_by": "vllm", "load": "c=1"}
+        row["numbers"] = {RATE: {"ratio": 0.95, "low": low, "high": 0.97}}
+        return {"experiments": {"base": {"servers": servers, "comparisons": [row]}}}
+
+    nothing = "One and the same engine with and without Triton was not measured."
+    for other in (run(None), run(0.9, "vLLM 2"), run(0.9, None)):
+        assert same_engine({"runs": {"mine": other}}) == nothing
+    found = same_engine({"runs": {"mine": run(None), "theirs": run(0.9)}})
+    assert found == "Of the same engine's tokens/s without it, Triton gave 0.95 [0.90, 0.97] at c=1 (theirs)."
 
 
 def test_the_five_findings_say_what_the_committed_runs_measured(found):

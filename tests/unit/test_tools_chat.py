@@ -154,7 +154,7 @@ def in_docker(tree, tmp_path, monkeypatch):
     images.write_text(re.sub(r"(?m)^(  pytorch: )\S+", rf"\1{image}", images.read_text()))
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "docker").write_text(f'#!/bin/sh\n[ "$1" = info ] || printf "%s\\0" "$@" > {tmp_path}/words\n')
+    (folder / "docker").write_text(f'#!/bin/sh\n[ "$1" != run ] || printf "%s\\0" "$@" > {tmp_path}/words\n')
     (folder / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return tree
