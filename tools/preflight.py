@@ -116,12 +116,18 @@ def checked():
 
 def in_use(images, params):
     """{role: image} of what a whole run starts: no server that is not measured, no engine that is not built."""
-    roles = {"tools", "pytorch", "client", *params["bench"]["servers"]}
+    roles = {"tools", "pytorch", "client", *started_servers(params["bench"])}
     if params["repository"]["engine"] == "none":
         roles.discard("triton")
     if params["repository"]["engine"] == "tensorrtllm" or params["engine"]["route"] != "none":
         roles.add("triton")
     return {role: image for role, image in images.items() if role in roles}
+
+
+def started_servers(bench):
+    """The kinds of servers (triton, vllm, trtllm) that the experiments of the section `bench` start."""
+    lists = [bench["definitions"][name].get("servers", bench["servers"]) for name in bench["experiments"]]
+    return {server.partition("-")[0] for servers in lists for server in servers} & set(bench["servers"])
 
 
 def misfit_engine(p, lora, gpu_count, served=None):
@@ -162,7 +168,7 @@ def misfits(params, images, gpu_count):
     lora, served = Lora(**params["lora"]), params["repository"]
     variant = served["engine_variant"] if served["engine"] == "tensorrtllm" else None
     found = misfit_engine(Engine(**params["engine"]), lora, gpu_count, variant)
-    if "trtllm" in params["bench"]["servers"]:
+    if "trtllm" in started_servers(params["bench"]):
         found += misfit_serve(TrtllmServe(**params["trtllm_serve"]), images["trtllm"], gpu_count)
     return found
 

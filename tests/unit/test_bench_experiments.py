@@ -116,3 +116,10 @@ def test_a_wrong_experiment_is_named(name, message):
     p.definitions |= {"odd": {"concurency": [1]}, "deep": {"experiments": []}} if name != "new" else {}
     with pytest.raises(UserError, match=message):
         with_experiment(p, name)
+
+
+@pytest.mark.parametrize("name", ["trtllm", "trtllm-lora"])
+def test_trtllm_serve_is_started_by_the_writeups_profile(name):
+    params = load_yaml(REPO / "params.yaml")["bench"] | load_yaml(REPO / "profiles/writeup.yaml")["bench"]
+    asked = with_experiment(Bench(**params), name)
+    assert asked.servers == ["trtllm", "vllm"] and set(asked.servers) <= set(params["servers"])

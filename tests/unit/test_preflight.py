@@ -107,6 +107,8 @@ def test_only_images_that_a_run_starts_are_asked_for():
     assert not [image for image in in_use(*reversed(profile_of("weightless"))).values() if "docker:" in image]
     params, images = profile_of("writeup")
     assert in_use(images, params).keys() == {"tools", "pytorch", "triton", "vllm", "client"}
+    params["bench"]["experiments"] = {"trtllm": "base"}
+    assert in_use(images, params).keys() == {"tools", "pytorch", "triton", "vllm", "trtllm", "client"}
     params["bench"]["servers"] = ["trtllm"]
     assert in_use(images, params).keys() == {"tools", "pytorch", "triton", "trtllm", "client"}  # the engine is built
 
@@ -180,7 +182,7 @@ def test_what_could_not_be_served_is_said_before_anything_is_built():
         "engine: engine.dtype is bfloat16 and float16; the adapters are stored in one of them",
     ]
     params, images = profile_of("writeup")
-    params["bench"]["servers"].append("trtllm")
+    params["bench"]["experiments"]["trtllm"] = "base"
     params["trtllm_serve"] |= {"tp_size": 2, "moe_backend": "TRITON"}
     assert misfits(params, images, 1) == [
         "trtllm_serve: trtllm_serve.tp_size is 2, this machine has 1 GPUs",
