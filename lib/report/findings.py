@@ -139,9 +139,10 @@ def same_engine(summary):
         for experiment in run["experiments"].values():
             engine, shares = engines(experiment), []
             for row in experiment["comparisons"]:
-                found = row["numbers"].get(RATE, {"low": None})
-                # No interval: fewer than three repeats, or none that is valid.
-                if found["low"] is not None and (engine[row["server"]] or "").startswith(f"{engine[row['divided_by']]} behind"):
+                found = (row["numbers"] or {}).get(RATE)
+                if not found or found["low"] is None:  # not valid, or fewer than three repeats
+                    continue
+                if (engine[row["server"]] or "").startswith(f"{engine[row['divided_by']]} behind"):
                     shares.append(f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}] at {row['load']}")
             if shares:
                 return f"Of the same engine's tokens/s without it, Triton gave {' and '.join(shares)} ({name})."

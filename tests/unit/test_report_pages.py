@@ -69,7 +69,10 @@ def test_triton_is_held_against_its_own_engine_where_there_is_an_interval():
         return {"experiments": {"base": {"servers": servers, "comparisons": [row]}}}
 
     nothing = "One and the same engine with and without Triton was not measured."
-    for other in (run(None), run(0.9, "vLLM 2"), run(0.9, None)):
+    invalid, empty = run(0.9), run(0.9)
+    invalid["experiments"]["base"]["comparisons"][0]["numbers"] = {RATE: None}
+    empty["experiments"]["base"]["comparisons"][0]["numbers"] = None
+    for other in (run(None), run(0.9, "vLLM 2"), run(0.9, None), invalid, empty):
         assert same_engine({"runs": {"mine": other}}) == nothing
     found = same_engine({"runs": {"mine": run(None), "theirs": run(0.9)}})
     assert found == "Of the same engine's tokens/s without it, Triton gave 0.95 [0.90, 0.97] at c=1 (theirs)."
