@@ -66,6 +66,11 @@ def share(things, wanted):
     return sum(bool(wanted(thing)) for thing in things) / len(things) if things else None
 
 
+def mean(numbers):
+    """Their mean; None of no numbers."""
+    return statistics.fmean(numbers) if numbers else None
+
+
 def commas_per_character(answer):
     """The marks 、 divided by all characters."""
     return share(characters(answer.text), "、".__eq__)
@@ -73,8 +78,7 @@ def commas_per_character(answer):
 
 def sentence_characters(answer):
     """Mean length of the finished sentences in characters, end marks included."""
-    lengths = [len(sentence) for sentence in japanese_sentences(answer)]
-    return statistics.fmean(lengths) if lengths else None
+    return mean([len(sentence) for sentence in japanese_sentences(answer)])
 
 
 def first_person_sentences(answer):
@@ -131,8 +135,7 @@ def commas_per_word(answer):
 
 def sentence_words(answer):
     """Mean length of the finished sentences in words."""
-    lengths = [len(words(sentence)) for sentence in sentences(answer)]
-    return statistics.fmean(lengths) if lengths else None
+    return mean([len(words(sentence)) for sentence in sentences(answer)])
 
 
 def sentences_with_i(answer):

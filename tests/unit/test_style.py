@@ -1,4 +1,4 @@
-"""stages/style.py and lib/text/style_measures.py: what an answer's style is as a number, and when two models differ."""
+"""stages/style.py and its two modules in lib/text: an answer's style as a number, and when two models differ."""
 
 import json
 import math
@@ -13,11 +13,10 @@ from lib.core.stage import read_json
 from lib.text import style_measures
 from lib.text.rows import read_rows
 from lib.text.style_measures import MEASURES, Answer, language, sentences
-from stages.style import (
+from lib.text.style_scores import (
     GROUPS,
     MODELS,
     PAIRS,
-    Style,
     as_markdown,
     cell,
     difference,
@@ -27,6 +26,7 @@ from stages.style import (
     verdicts,
     withdraw,
 )
+from stages.style import Style
 
 P = Style(
     prompts=0,
