@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import statistics
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,29 @@ def test_the_readme_says_what_triton_costs_as_it_was_measured():
     assert len(found) == 2
     for one in found:
         assert f"{one['ratio']:.2f} [{one['low']:.2f}, {one['high']:.2f}]" in readme
+
+
+PERSONA = REPO / "results/reference/embedded-persona"
+
+
+def test_the_voice_on_the_pages_is_the_one_that_was_trained():
+    (asked,) = [row for row in read_json(PERSONA / "chat/chat.json")["prompts"] if "fortune" in row["prompt"]]
+    for page in ("README.md", "docs/fine-tuning.md"):
+        before, after = re.findall(r'"(The day[^"]+)"', (REPO / page).read_text().replace("\n", " "))
+        assert asked["base"].startswith(before) and asked["lora"] == after
+
+
+def test_the_page_on_fine_tuning_gives_the_measured_losses_and_rates():
+    page = (REPO / "docs/fine-tuning.md").read_text()
+    rows = re.findall(r"(?m)^\| ([\d.]+) " + r"\| ([\d.]*) ?" * 3 + r"\|$", page)
+    shown = {row[0]: row[1:] for row in rows}
+    runs = read_json(PERSONA / "finetune_search.json")["runs"]
+    assert len(runs) == 9 == sum(bool(cell) for row in shown.values() for cell in row)
+    for run in runs:
+        assert shown[str(run["learning_rate"])][(4, 8, 16).index(run["r"])] == f"{run['eval_loss_best']:.2f}"
+    for method, rates in read_json(PERSONA / "fast_cpu.json")["tokens_per_second"].items():
+        plain, fast = (statistics.fmean(rates[way]) for way in ("plain", "fast"))
+        assert f"| {method} | {plain:.0f} | {fast:.0f} | {fast / plain:.1f} |" in page
 
 
 # Commands and links.
