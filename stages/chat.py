@@ -50,9 +50,9 @@ def answer(model, tokenizer, texts, p, streamer=None):
 
 
 def both_ways(model, tokenizer, texts, p):
-    """(sampled, greedy) answers."""
-    greedy = replace(p, temperature=0.0)
-    return answer(model, tokenizer, texts, p), answer(model, tokenizer, texts, greedy)
+    """(sampled, greedy) answers; at temperature 0 the first are greedy already."""
+    greedy = answer(model, tokenizer, texts, replace(p, temperature=0.0))
+    return answer(model, tokenizer, texts, p) if p.temperature else greedy, greedy
 
 
 def as_markdown(rows):

@@ -183,13 +183,13 @@ def to_rebuild(image):
 def old_drivers(images, cards):
     """The images of {role: image} made for a newer driver than the GPUs', a line each; cards: what gpus() gives."""
     version = cards[0]["driver"] if cards else ""
-    found = version.split(".")[0]
-    wanted = {role: one.get("driver", 0) for role, one in load_yaml(WRITTEN_FOR).items()}
+    major = version.split(".")[0]
+    wanted = {role: facts.get("driver", 0) for role, facts in load_yaml(WRITTEN_FOR).items()}
     return [
         f"driver {version}: the image of {role} was made for {wanted[role]} or newer; only a data-centre GPU may do "
         "with it, through the image's compatibility libraries"
         for role, image in images.items()
-        if image.startswith("docker://") and cards and not (found.isdigit() and int(found) >= wanted[role])
+        if image.startswith("docker://") and cards and not (major.isdigit() and int(major) >= wanted[role])
     ]
 
 

@@ -78,9 +78,9 @@ def resident_mib(process):
     total, containers = 0, []
     for pid in session(process):
         with suppress(psutil.NoSuchProcess):  # it has just ended
-            one = psutil.Process(pid)
-            total += one.memory_info().rss
-            containers.append(container_name(one.cmdline()))
+            member = psutil.Process(pid)
+            total += member.memory_info().rss
+            containers.append(container_name(member.cmdline()))
     return total / 2**20 + sum(container_memory_mib(name) for name in containers if name)
 
 

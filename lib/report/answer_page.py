@@ -1,6 +1,6 @@
 """
 The report's first page, as blocks (lib/report/page.py): how many claims hold, five findings, this checkout's run, its
-answers, what to try next. At most 1,200 words and six figures (tests/unit/test_report.py).
+answers, what to try next. At most 1,200 words and six figures (tests/unit/test_report_pages.py).
 """
 
 from lib.claims.kinds import UNANSWERED

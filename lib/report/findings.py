@@ -90,7 +90,7 @@ def style_of(name, data):
     measures = {measure: entry["distances"] for measure, entry in data["measures"].items()
                 if None not in entry.get("distances", {None: None}).values()}  # fmt: skip
     if measures:
-        caption = "LoRA and QLoRA lie together, the base model apart: distance of each from the held-out answers."
+        caption = "How far the base model, LoRA and QLoRA lie from the held-out answers, measure by measure."
         yield ("figure", "answer-style", answer_plots.style_distances("answer-style", measures), caption)
 
 

@@ -20,10 +20,8 @@ def ignored(files):
 
 def main():
     name, revision = sys.argv[1:]
-    files = {
-        one.rfilename: one.size or 0
-        for one in HfApi().model_info(name, revision=revision, files_metadata=True).siblings
-    }
+    listed = HfApi().model_info(name, revision=revision, files_metadata=True).siblings
+    files = {file.rfilename: file.size or 0 for file in listed}
     print(f"{name}: {sum(files.values()) / 1e9:.1f} GB in all its formats", flush=True)
     snapshot_download(name, revision=revision, ignore_patterns=ignored(files))
 

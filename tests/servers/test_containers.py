@@ -508,6 +508,7 @@ def test_a_container_goes_with_its_killed_client(engine, owned):
     process.kill()
     process.wait()
     docker_engine.wait_until(lambda: engine.docker("ps", "--all", "--quiet") == "", owned)
+    assert process.returncode == -signal.SIGKILL and engine.docker("ps", "--all", "--quiet") == ""
 
 
 def test_a_container_tells_its_cpu_time_and_memory(engine, owned, monkeypatch):

@@ -38,7 +38,7 @@ class Refused(Exception):
 
 class TritonPythonModel:
     def initialize(self, args):
-        values = {name: one["string_value"] for name, one in json.loads(args["model_config"])["parameters"].items()}
+        values = {name: entry["string_value"] for name, entry in json.loads(args["model_config"])["parameters"].items()}
         here = Path(args["model_repository"])
         # As TensorRT-LLM reads it: a folder whose name is a number holds an adapter, and the number is its task id.
         prefetched = sorted((here / values["lora_prefetch_dir"]).iterdir()) if values["lora_prefetch_dir"] else []
@@ -131,8 +131,8 @@ class Asked:
 
     def __init__(self, request, name):
         def value(tensor, default):
-            found = pb_utils.get_input_tensor_by_name(request, tensor)
-            return default if found is None else found.as_numpy().item()
+            given = pb_utils.get_input_tensor_by_name(request, tensor)
+            return default if given is None else given.as_numpy().item()
 
         ids = pb_utils.get_input_tensor_by_name(request, "input_ids").as_numpy()
         if len(ids) != 1:
@@ -152,7 +152,7 @@ class Asked:
         options = {"temperature": max(self.temperature, 1e-2), "top_k": self.top_k, "seed": self.seed}
         if 0 < self.top_p < 1:
             options["top_p"] = self.top_p
-        if drawn and (wrong := [name for name, one in options.items() if not math.isfinite(one)]):
+        if drawn and (wrong := [name for name, number in options.items() if not math.isfinite(number)]):
             raise Refused(f"{wrong[0]} is {options[wrong[0]]}; it must be a number")
         return SamplingParams(
             **(options if drawn else {"temperature": 0.0}),
