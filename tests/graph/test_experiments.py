@@ -26,7 +26,7 @@ def listed(tree):
     return {one[0]: dict(zip(HEADER, one, strict=True)) for one in cells}, lines
 
 
-def test_every_experiment_stands_there_with_what_it_measures_and_what_runs_it(tree):
+def test_the_list_shows_points_and_command_of_each_experiment(tree):
     found, lines = listed(tree)
     p = read_params(Bench, REPO / "params.yaml")
     assert [name.removesuffix(" *") for name in found] == list(p.definitions)
@@ -36,7 +36,7 @@ def test_every_experiment_stands_there_with_what_it_measures_and_what_runs_it(tr
     assert lines[-1] == "minutes: about those of two CPU cores (what needs a GPU: of one H200), unless measured here"
 
 
-def test_the_minutes_go_by_the_loads_until_something_was_measured_here(tmp_path, monkeypatch):
+def test_minutes_are_estimated_until_the_machine_measured_some(tmp_path, monkeypatch):
     p = read_params(Bench, REPO / "params.yaml")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("profile: embedded\n")
@@ -53,7 +53,7 @@ def test_the_minutes_go_by_the_loads_until_something_was_measured_here(tmp_path,
     assert row(p, "base", "cpu")[HEADER.index("minutes")] == f"{30 * (len(plan) + points) / 60:.0f} (measured here)"
 
 
-def test_what_serves_a_shape_needs_a_gpu_and_what_no_server_runs_says_so():
+def test_the_list_names_a_missing_gpu_or_server():
     p = read_params(Bench, REPO / "params.yaml")
     assert row(p, "int4", "cpu")[HEADER.index("run it with")] == "(needs a GPU)"
     assert row(p, "int4", "gpu")[HEADER.index("run it with")] == "make bench EXPERIMENT=int4"
@@ -141,7 +141,7 @@ def test_a_wrong_experiment_is_refused_before_anything_runs(project, name, messa
     assert project.runs == []
 
 
-def test_an_experiment_that_wants_more_gpus_than_there_are_is_refused_before_anything_runs(project, tmp_path):
+def test_too_few_gpus_are_refused_before_an_experiment_starts(project, tmp_path):
     (tmp_path / "bin").mkdir()
     two = "NVIDIA H200, 143771, 570.86.15\nNVIDIA H200, 143771, 570.86.15"
     (tmp_path / "bin/nvidia-smi").write_text(f"#!/bin/sh\necho '{two}'\n")
@@ -154,7 +154,7 @@ def test_an_experiment_that_wants_more_gpus_than_there_are_is_refused_before_any
     assert project.runs == []
 
 
-def test_every_setting_but_that_for_a_newer_vllm_is_one_that_the_writeups_vllm_has():
+def test_the_published_vllm_has_every_option_of_its_experiments():
     p, contract = read_params(Bench, REPO / "params.yaml"), Contract("vllm-serve")
     refused = {}
     for name, words in p.configurations.items():
@@ -181,11 +181,13 @@ def as_result(points):
     return {"points": [dict(zip(keys, each, strict=True)) for each in values]}
 
 
-def test_every_point_that_a_claim_reads_is_one_that_its_command_or_a_profile_measures():
+def test_the_command_of_a_claim_measures_each_point_it_reads():
     _, claims = load_claims(REPO / "data/claims")
     read = [(figure, claim.command) for claim in claims if claim.measure for figure in claim.figures.values()]
     figures = [(Path(one["file"]).parts, one["key"].rpartition(".")[0], command) for one, command in read]
-    figures = [(*parts[1:3], key, command) for parts, key, command in figures if parts[0] == "bench" and "points[" in key]
+    figures = [
+        (*parts[1:3], key, command) for parts, key, command in figures if parts[0] == "bench" and "points[" in key
+    ]
     profiles, missing = [profile_params(name) for name in ("writeup", "weightless")], set()
     for experiment, server, key, command in figures:
         asked = command == f"make bench EXPERIMENT={experiment}"

@@ -164,6 +164,12 @@ def test_every_stage_has_a_test_file():
     assert [name for name in stage_names() if f"test_{name}" not in tested] == []
 
 
+def test_a_test_name_has_at_most_60_characters():
+    files = [name for name in tracked_files() if Path(name).match("tests/**/test_*.py")]
+    names = {node.name for name in files for node in ast.walk(parsed(name)) if isinstance(node, ast.FunctionDef)}
+    assert len(files) > 50 and [name for name in names if name.startswith("test_") and len(name) > 60] == []
+
+
 def code_files(pattern):
     return {name for name in tracked_files() if re.fullmatch(pattern, name) and not name.endswith("__init__.py")}
 
@@ -245,7 +251,7 @@ def test_a_stage_declares_exactly_the_sections_that_it_reads(graph):
         assert {key.split(".")[0] for key in stage["params"]} == read, stage["name"]
 
 
-def test_an_experiment_depends_on_every_key_of_bench_and_on_its_own_definition_alone(graphs):
+def test_an_experiment_depends_on_its_own_definition_only(graphs):
     for profile, params in graphs[1].items():
         bench = params["bench"]
         experiments = {stage["name"]: stage["params"] for stage in graphs[0][profile] if stage["name"][:6] == "bench@"}
@@ -289,7 +295,7 @@ def test_what_measures_depends_on_the_machine_it_measured(graph):
             assert any(dep.endswith("/machine/machine.json") for dep in stage["deps"]), stage["name"]
 
 
-def test_the_benchmark_of_the_base_model_does_not_depend_on_the_fine_tuning(graph):
+def test_the_base_model_benchmark_ignores_the_fine_tuning(graph):
     made_by = {out: stage for stage in graph for out in stage["outs"]}
 
     def before(stage):
@@ -322,7 +328,7 @@ def test_every_section_is_read_by_a_stage_or_a_tool():
     assert read - set(load_yaml(REPO / "params.yaml")) == set()
 
 
-def test_every_section_has_exactly_the_keys_of_its_class_in_every_profile(graphs, tmp_path):
+def test_each_section_has_exactly_the_keys_of_its_class(graphs, tmp_path):
     files = [name for name in tracked_files() if re.fullmatch(r"(lib|stages|tools)/.*\.py", name)]
     for profile, params in graphs[1].items():
         path = tmp_path / f"{profile}.yaml"
@@ -354,7 +360,7 @@ def leaves(profile):
     return {(section, key): value for section, keys in profile.items() for key, value in keys.items()}
 
 
-def test_every_profile_sets_the_same_keys_with_values_of_the_same_type():
+def test_every_profile_sets_the_same_keys_with_the_same_types():
     first, *others = (leaves(load_yaml(REPO / "profiles" / f"{name}.yaml")) for name in PROFILES)
     assert [name for name in ("embedded", "weightless", "writeup") if name not in PROFILES] == []
     for other in others:
@@ -362,7 +368,7 @@ def test_every_profile_sets_the_same_keys_with_values_of_the_same_type():
         assert {key: type(value) for key, value in other.items()} == {key: type(value) for key, value in first.items()}
 
 
-def test_every_profile_key_is_a_parameter_with_a_value_of_that_type():
+def test_every_profile_key_is_a_parameter_of_the_same_type():
     params = leaves({key: value for key, value in load_yaml(REPO / "params.yaml").items() if isinstance(value, dict)})
     for name in PROFILES:
         for key, value in leaves(load_yaml(REPO / "profiles" / f"{name}.yaml")).items():
@@ -401,7 +407,7 @@ def test_every_profile_has_its_set_of_images_with_the_same_roles():
     assert len({tuple(entry) for entry in sets.values()}) == 1
 
 
-def test_every_reference_names_its_runner_and_a_docker_image_its_digest():
+def test_a_reference_names_its_runner_and_a_docker_digest():
     for name, entry in image_sets().items():
         for role, reference in entry.items():
             assert re.fullmatch(REFERENCE, reference), f"{name}.{role}: {reference}"
@@ -418,13 +424,13 @@ def test_images_are_named_in_images_yaml_only():
     assert [name for name in code if host.search(text(name))] == []
 
 
-def test_every_environment_has_a_lock_and_every_lock_an_environment():
+def test_environments_and_locks_match_one_to_one():
     locked = {path.parent.name for path in (REPO / "containers").glob("*/requirements.txt")}
     assert set(environments()) - locked == set()
     assert locked - set(environments()) - {"uv"} == set()
 
 
-def test_packages_lie_on_an_image_where_its_python_is_named_and_nowhere_else():
+def test_only_images_with_a_named_python_get_packages():
     references = {reference for entry in image_sets().values() for reference in entry.values()}
     named = {path.parent.name for path in (REPO / "containers").glob("*/image-python")}
     assert named == {one.partition("+")[2].split("@")[0] for one in references if "+" in one}
@@ -448,7 +454,7 @@ def test_every_locked_package_has_a_hash_and_no_index_is_named(lock):
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_holds_every_package_that_is_asked_for_in_a_version_that_fits(lock):
+def test_a_lock_satisfies_every_requirement(lock):
     versions = locked_versions(lock)
     lines = (REPO / lock).with_suffix(".in").read_text().splitlines()
     for line in filter(None, (line.split("#")[0].strip() for line in lines)):
@@ -465,7 +471,7 @@ def test_what_a_lock_leaves_out_on_purpose_is_not_in_it(lock):
     assert left_out & locked_versions(lock).keys() == set()
 
 
-def test_a_stage_runs_again_when_the_lock_of_its_environment_is_another(graph):
+def test_a_changed_lock_runs_its_stages_again(graph):
     for stage in graph:
         for name, lock in re.findall(r"(?:venv:|\+)([\w-]+)@([0-9a-f]{12})", stage["cmd"]):
             content = (REPO / "containers" / name / "requirements.txt").read_bytes()
@@ -519,7 +525,7 @@ def text(name):
         return ""
 
 
-def test_no_file_names_a_path_of_one_machine_or_a_package_registry():
+def test_no_file_names_a_local_path_or_a_registry():
     path = re.compile(r"""(?<![\w.$}])/(?:work|root|farm|home/\w+|Users/\w+|tmp/lab|tmp/pytest)[/"'\s]""")
     host = re.compile(r"py(?:pi\.org|thonhosted)|registry\.npm(?:js)|deb\.deb(?:ian)|download\.pytor(?:ch)")
     found = {

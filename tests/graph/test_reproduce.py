@@ -54,7 +54,7 @@ def test_a_fresh_clone_runs_every_stage_of_the_graph(clone):
     assert sorted(ran) == sorted(listed) and len(ran) >= 16
 
 
-def test_every_number_carries_the_commit_and_the_environment_that_made_it(clone):
+def test_every_result_records_its_commit_and_environment(clone):
     tree, _ = clone
     commit = git(tree, "rev-parse", "HEAD")
     found = {}
@@ -94,7 +94,7 @@ def test_a_second_run_looks_at_the_machine_and_does_nothing_else(clone):
     assert dvc(tree, "repro") == ["machine"]
 
 
-def test_another_rank_trains_again_and_leaves_the_benchmarks_of_the_base_model(clone):
+def test_a_new_rank_does_not_rerun_the_base_model_benchmark(clone):
     tree, _ = clone
     git(tree, "add", "--all")
     git(tree, "commit", "--quiet", "--message", "a run")
@@ -110,7 +110,7 @@ def test_another_rank_trains_again_and_leaves_the_benchmarks_of_the_base_model(c
     assert sizes == {("4", "1221120"), ("8", "2442240")}
 
 
-def test_a_queued_experiment_uses_the_environments_of_the_tree_and_leaves_them_there(clone):
+def test_a_queued_experiment_uses_the_existing_environments(clone):
     tree, _ = clone
     # --temp is what `dvc queue start` does, in front: a copy of the tree. Without a way out nothing can be installed.
     assert dvc(tree, "exp", "run", "--temp", "-S", "lora.r=16", "machine") == ["machine"]

@@ -109,7 +109,7 @@ def ran(said):
     return re.findall(r"(?m)^Running stage '([^']+)'", said)
 
 
-def test_every_stage_of_the_graph_ran_and_a_second_run_only_looks_at_the_machine(writeup):
+def test_a_second_run_repeats_only_the_machine_stage(writeup):
     tree, environment, said = writeup
     named = {one.split("@")[0] for one in ran(said)}
     assert named == set(load_yaml(tree / "dvc.yaml")["stages"]) and len(ran(said)) >= 20
@@ -117,7 +117,7 @@ def test_every_stage_of_the_graph_ran_and_a_second_run_only_looks_at_the_machine
     assert again.returncode == 0 and ran(again.stdout) == ["machine"], again.stderr
 
 
-def test_the_first_use_of_an_image_writes_down_what_it_has_inside_and_tells_what_is_another(writeup, engine):
+def test_the_first_use_of_an_image_records_its_versions(writeup, engine):
     tree, _, said = writeup
     kept = {path.name: json.loads(path.read_text()) for path in (tree / ".cache/images").iterdir()}
     digest = engine.images["triton"].rpartition(":")[2][:12]
@@ -148,7 +148,7 @@ def test_the_engine_is_made_in_the_image_and_says_which(writeup, engine):
     assert made["differs"][0] == "tensorrt_llm is None, this was written for 1.0.0"
 
 
-def test_the_adapters_and_the_repository_are_filled_by_the_images_own_tools(writeup):
+def test_the_tools_of_the_image_convert_and_fill_templates(writeup):
     results = writeup[0] / "results/writeup"
     assert sorted(json.loads((results / "adapter/adapter.json").read_text())["adapters"]) == ["1", "2"]
     text = (results / "repository/lora/models/tensorrt_llm/config.pbtxt").read_text()
@@ -157,7 +157,7 @@ def test_the_adapters_and_the_repository_are_filled_by_the_images_own_tools(writ
     assert 'string_value: "${lora_prefetch_dir}"' in base
 
 
-def test_both_servers_were_driven_and_what_doubles_give_is_no_point_and_makes_no_verdict(writeup):
+def test_doubles_of_servers_give_no_valid_point_or_verdict(writeup):
     results = writeup[0] / "results/writeup"
     for path in (f"{model}/{server}" for model in ("base", "lora") for server in ("triton", "vllm")):
         found = read_json(results / "bench" / path / "points.json")
@@ -175,7 +175,7 @@ def test_both_servers_were_driven_and_what_doubles_give_is_no_point_and_makes_no
     assert [one for one in here if "is invalid: " in one["reason"]]
 
 
-def test_the_server_stays_in_the_foreground_until_it_is_told_to_stop(writeup, engine):
+def test_the_server_stays_in_the_foreground_until_stopped(writeup, engine):
     tree, environment, _ = writeup
     ask = (
         "from pathlib import Path; from lib.serving.servers import Inputs, Triton; root = Path('results/writeup'); "

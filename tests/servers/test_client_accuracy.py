@@ -92,7 +92,7 @@ def test_an_answer_is_one_chunk_a_token_then_usage_then_the_end(mock):
     assert len(events(talk(connection, "POST", "/v1/completions", completion(["prompt 4"], 3)))) == 4
 
 
-def test_deadlines_count_from_the_arrival_and_lateness_is_what_was_written_after_them(mock):
+def test_lateness_is_measured_from_each_tokens_deadline(mock):
     connections = [http.client.HTTPConnection("127.0.0.1", 8000) for _ in range(3)]
     talk(connections[0], "POST", "/mock", {"ttft_ms": 30, "itl_ms": 10})
     for n, one in enumerate(connections):  # at once: none is answered yet
@@ -110,7 +110,7 @@ def test_deadlines_count_from_the_arrival_and_lateness_is_what_was_written_after
     assert lateness(requests)["max"] == max(late)
 
 
-def test_what_it_was_sent_is_recorded_and_forgotten_with_the_next_timing(mock):
+def test_a_new_timing_clears_the_recorded_requests(mock):
     connection = http.client.HTTPConnection("127.0.0.1", 8000)
     talk(connection, "POST", "/mock", {"ttft_ms": 0, "itl_ms": 0})
     talk(connection, "POST", "/v1/completions", completion("four words of text", 2, min_tokens=2, ignore_eos=True))
@@ -122,7 +122,7 @@ def test_what_it_was_sent_is_recorded_and_forgotten_with_the_next_timing(mock):
     assert json.loads(talk(connection, "GET", "/mock")) == []
 
 
-def test_warming_up_sends_the_last_prompts_and_none_that_will_be_measured(mock):
+def test_warm_up_sends_no_prompt_that_is_measured_later(mock):
     connection = http.client.HTTPConnection("127.0.0.1", 8000)
     talk(connection, "POST", "/mock", {"ttft_ms": 0, "itl_ms": 0})
     load = replace(LOAD, prompts=mock / "prompts.jsonl", warmup=3, input_tokens=3, output_tokens=4)
@@ -134,7 +134,7 @@ def test_warming_up_sends_the_last_prompts_and_none_that_will_be_measured(mock):
     assert "3 prompts are not among the file's first 8" in reasons
 
 
-def test_warming_up_a_server_that_does_not_answer_is_said_in_one_line(mock):
+def test_a_failed_warm_up_is_a_one_line_error(mock):
     with pytest.raises(UserError, match=r"^http://127\.0\.0\.1:1: the server did not answer while it was warmed up"):
         warm_up(replace(LOAD, url="http://127.0.0.1:1", prompts=mock / "prompts.jsonl"))
 
@@ -170,12 +170,12 @@ def load(tmp_path):
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_every_client_sent_the_files_first_prompts_once_each_in_the_lengths_asked_for(name, load):
+def test_every_client_sends_each_prompt_once_at_its_length(name, load):
     assert wrong(load, recorded(name, "mock.json")) == []
 
 
 @pytest.mark.parametrize("name", CLIENTS)
-def test_the_error_of_a_real_run_is_what_the_client_said_less_what_the_server_wrote(name, load):
+def test_the_error_is_the_reported_minus_the_true_value(name, load):
     said = CLIENTS[name].read(RECORDED / FOLDERS[name])
     one = judged(load, said, {"wall": 9.0, "client_cpu": 2.0}, recorded(name, "mock.json"))
     assert one["valid"] and set(one["error"]) == set(COMPARED)
@@ -214,7 +214,7 @@ def changed(**more):
         (changed(written=[1.0, 2.0], due=[1.0, 2.0]), "1 answers were cut off"),
     ],
 )
-def test_a_run_that_is_not_the_load_asked_for_is_invalid_and_says_why(how, reason, load):
+def test_a_run_with_another_load_is_invalid_with_a_reason(how, reason, load):
     said = CLIENTS["AIPerf"].read(RECORDED / "aiperf")
     one = judged(load, said, {"wall": 9.0, "client_cpu": 2.0}, how(recorded("AIPerf", "mock.json")))
     assert not one["valid"] and reason in one["invalid_reasons"]
@@ -226,7 +226,7 @@ def test_the_clients_take_turns_so_that_a_drift_hits_all_of_them():
     assert sorted(order()) == sorted((name, turn) for name in names for turn in (1, 2))
 
 
-def test_a_servers_own_count_decides_whether_the_load_was_the_one_asked_for():
+def test_the_server_count_decides_if_the_load_is_valid():
     before = {"requests": 2, "input_tokens": 128, "output_tokens": 64, "ttft_seconds": 1.0, "request_seconds": 4.0}
     after = {"requests": 10, "input_tokens": 640, "output_tokens": 320, "ttft_seconds": 1.8, "request_seconds": 12.0}
     found = counted(LOAD, before, after)
@@ -277,7 +277,7 @@ def blocks_of(folder):
     return list(client_accuracy.client_accuracy({"runs": {"mine": {"folder": str(folder)}}}))
 
 
-def test_the_report_shows_every_client_and_which_name_stands_for_what():
+def test_the_report_names_each_metric_as_each_client_does():
     blocks = blocks_of(REFERENCE)
     errors, costs, server, names = (block[2] for block in blocks if block[0] == "table")
     assert {row[2] for row in errors} == {row[0] for row in costs} == {row[1] for row in server} == set(CLIENTS)

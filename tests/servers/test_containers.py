@@ -96,7 +96,7 @@ def test_a_bad_reference_is_one_line_and_exit_code_2(tree, image, says):
     assert done.stderr.startswith("error: containers/run: ") and says in done.stderr
 
 
-def test_packages_that_lie_on_an_image_are_no_environment_without_it(tree):
+def test_image_packages_need_their_image(tree):
     done = run_in(tree, "containers/run", "venv:client-image", "true")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: containers/run: venv:client-image lies on an image; see containers/images.yaml\n"
@@ -124,7 +124,7 @@ def test_modules_from_outside_do_not_enter_a_locked_environment(tree, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_commit_is_said_and_dirty_means_a_change_that_a_run_did_not_make_itself(bare):
+def test_dirty_ignores_changes_that_the_run_itself_made(bare):
     env = {name: value for name, value in os.environ.items() if name not in ("REPO_COMMIT", "REPO_DIRTY")}
 
     def git(*words):
@@ -184,7 +184,7 @@ def test_an_environment_is_made_on_first_use_and_then_left_alone(tiny):
     assert (second.stdout, second.stderr) == ("42\n", "")
 
 
-def test_two_stages_that_start_at_once_make_their_environment_once(tiny):
+def test_concurrent_stages_create_an_environment_once(tiny):
     env = {**os.environ, "UV_FIND_LINKS": str(tiny / "wheels"), "UV_NO_INDEX": "1", "UV_OFFLINE": "1"}
     both = [
         subprocess.Popen(
@@ -198,7 +198,7 @@ def test_two_stages_that_start_at_once_make_their_environment_once(tiny):
     assert "".join(err for _, err in said).count("making the environment") == 1
 
 
-def test_a_package_that_is_not_the_locked_one_stops_the_run_and_the_right_one_mends_it(tiny):
+def test_a_package_with_another_hash_stops_the_run(tiny):
     right = (tiny / "containers" / "small" / "requirements.txt").read_text().strip().split(":")[1]
     write_lock(tiny, "0" * 64)
     for _ in range(2):  # a failed environment is never taken for a whole one
@@ -209,7 +209,7 @@ def test_a_package_that_is_not_the_locked_one_stops_the_run_and_the_right_one_me
     assert in_small(tiny, *VALUE).stdout == "42\n"
 
 
-def test_setup_runs_once_with_the_environment_and_activate_every_time(tiny):
+def test_setup_runs_once_and_activate_on_every_start(tiny):
     folder = tiny / "containers" / "small"
     (folder / "setup").write_text('#!/bin/sh\necho made >> "$1/setup.txt"\n')
     (folder / "setup").chmod(0o755)
@@ -272,7 +272,7 @@ def test_docker_gets_exactly_this_command(tree, tmp_path, fake_docker):
     ]  # fmt: skip
 
 
-def test_packages_that_lie_on_an_image_come_before_its_own_and_their_lock_is_said(bare, tmp_path, fake_docker):
+def test_added_packages_come_before_those_of_the_image(bare, tmp_path, fake_docker):
     (bare / "containers" / "top").mkdir()
     lock = bare / "containers" / "top" / "requirements.txt"
     lock.write_text("")
@@ -291,7 +291,7 @@ def test_packages_that_lie_on_an_image_come_before_its_own_and_their_lock_is_sai
     assert done.returncode == 2 and "the lock of top is another than docker://example.org" in done.stderr
 
 
-def test_a_command_that_talks_gets_stdin_and_a_terminal_only_where_there_is_one(tree, tmp_path, fake_docker):
+def test_an_interactive_command_gets_an_available_terminal(tree, tmp_path, fake_docker):
     talk = ["containers/run", "--terminal", IMAGE, "true"]
     run_in(tree, *talk)
     assert noted(tmp_path)[5] == "--interactive" and "--tty" not in noted(tmp_path)
@@ -308,7 +308,7 @@ def test_a_command_that_talks_gets_stdin_and_a_terminal_only_where_there_is_one(
 
 
 @pytest.mark.parametrize("image", ["host:", "venv:tools"])
-def test_a_command_that_talks_has_the_terminal_without_a_container_too(tree, image):
+def test_an_interactive_command_has_the_terminal_in_a_venv(tree, image):
     script = 'test -t 0 && test -t 1 && test -t 2 && read -r line && echo "got $line"'
     with Terminal("containers/run", "--terminal", image, "sh", "-c", script, cwd=tree, env=variables()) as terminal:
         terminal.type("two words\n")
@@ -345,7 +345,7 @@ def test_a_checkout_with_a_colon_in_its_path_is_one_line(tree, tmp_path, fake_do
     assert done.returncode == 2 and "has a colon" in done.stderr and not (tmp_path / "words").exists()
 
 
-def test_a_secret_reaches_docker_by_name_and_never_stands_on_a_command_line(tree, tmp_path, fake_docker):
+def test_a_secret_never_appears_on_a_command_line(tree, tmp_path, fake_docker):
     run_in(tree, "containers/run", IMAGE, "true", environment={"HF_TOKEN": "hf_verysecret", "NGC_API_KEY": ""})
     words = noted(tmp_path)
     assert words[words.index("HF_TOKEN") - 1] == "--env" and "NGC_API_KEY" not in words
@@ -406,7 +406,7 @@ def as_user(engine, folder, environment):
     return {"cwd": folder, "env": {**env, **environment}, "user": USER, "group": USER, "extra_groups": []}
 
 
-def test_an_image_is_fetched_by_its_digest_and_its_entrypoint_set_aside(engine, owned):
+def test_an_image_runs_by_digest_without_its_entrypoint(engine, owned):
     assert engine.docker("images", "--quiet") == ""
     done = docker_run(engine, owned, "sh", "-c", "echo ran; exit 7")
     assert (done.returncode, done.stdout) == (7, "ran\n"), done.stderr
@@ -420,7 +420,7 @@ def test_another_digest_under_the_same_tag_is_refused(engine, owned):
     assert done.returncode == 125 and done.stdout == ""
 
 
-def test_the_command_in_the_container_is_the_callers_user_in_the_callers_tree(engine, owned):
+def test_a_container_runs_as_the_caller_in_the_callers_tree(engine, owned):
     script = "id -u; id -g; echo $PWD; echo $HOME; cat note; echo b > made; : > $HOME/.cached"
     (owned / "note").write_text("a\n")
     done = docker_run(engine, owned, "sh", "-c", script)
@@ -430,7 +430,7 @@ def test_the_command_in_the_container_is_the_callers_user_in_the_callers_tree(en
     assert (owned / ".cache" / "home" / ".cached").stat().st_uid == USER
 
 
-def test_the_container_knows_a_name_for_a_user_that_neither_it_nor_the_host_has(engine, owned):
+def test_a_container_names_a_user_without_passwd_entry(engine, owned):
     assert docker_run(engine, owned, "sh", "-c", "echo $USER").stdout == f"{USER}\n"
 
 
@@ -459,7 +459,7 @@ def test_nothing_is_left_of_a_container(engine, owned):
 
 
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 42), (signal.SIGTERM, 55)])
-def test_ctrl_c_and_sigterm_reach_the_command_in_the_container_and_nothing_is_left(engine, owned, sent, code):
+def test_ctrl_c_and_sigterm_end_the_command_in_a_container(engine, owned, sent, code):
     name = {signal.SIGINT: "INT", signal.SIGTERM: "TERM"}[sent]
     script = f"trap 'exit {code}' {name}; echo ready; sleep 61 & wait"
     words = ["containers/run", engine.reference, "sh", "-c", script]
@@ -478,7 +478,7 @@ def read(path):
         return b""
 
 
-def test_ctrl_c_on_the_terminal_reaches_the_command_in_the_container_and_nobody_beside_it(engine, owned):
+def test_ctrl_c_on_a_terminal_reaches_the_command_once(engine, owned):
     # What runs beside docker in the same group is here the shell, as `make` is elsewhere.
     inside = "trap 'echo stopped' INT; test -t 0 && test -t 1 && echo ready; sleep 63; read -r line; echo got $line"
     outside = f'containers/run --terminal {engine.reference} sh -c "$INSIDE"; echo "code $?"'
@@ -494,7 +494,7 @@ def test_ctrl_c_on_the_terminal_reaches_the_command_in_the_container_and_nobody_
     assert engine.docker("ps", "--all", "--quiet") == ""
 
 
-def test_a_command_that_talks_reads_a_pipe_to_its_end_in_the_container_too(engine, owned):
+def test_an_interactive_container_reads_a_pipe_to_its_end(engine, owned):
     words = ["containers/run", "--terminal", engine.reference, "cat"]
     given = "犬\n猫\n"
     done = subprocess.run(words, input=given, capture_output=True, text=True, **as_user(engine, owned, {}))
@@ -539,7 +539,7 @@ def test_a_command_without_a_signal_handler_ends_too(engine, owned):
     assert engine.docker("ps", "--all", "--quiet") == ""
 
 
-def test_a_tag_is_resolved_and_recorded_as_a_real_registry_has_it(engine, tmp_path, monkeypatch):
+def test_a_tag_resolves_to_the_digest_of_a_real_registry(engine, tmp_path, monkeypatch):
     if shutil.which("skopeo") is None:
         pytest.skip("skopeo is not installed")
     image, digest = engine.reference.removeprefix("docker://").split("@")

@@ -13,7 +13,7 @@ from tools.quickstart_trtllm import bodies, engine_steps, run_command
 
 
 @pytest.mark.parametrize("gpus", [1, 2])
-def test_run_py_is_started_as_its_contract_has_it_a_process_a_gpu(gpus):
+def test_run_py_starts_a_process_for_each_gpu(gpus):
     words = run_command("/engine", "/model", gpus)
     start = words.index("python3")
     assert words[:start] == (["mpirun", "--allow-run-as-root", "-n", "2"] if gpus == 2 else [])
@@ -36,7 +36,7 @@ def image_that(tmp_path, script):
     (tmp_path / "containers/run").chmod(0o755)
 
 
-def test_the_engines_own_commands_are_shown_and_run_py_runs_in_its_image(built, tmp_path, capfd):
+def test_run_py_runs_in_the_image_of_the_engine(built, tmp_path, capfd):
     image_that(tmp_path, 'printf "%q " "$@"')
     engine_steps(built, "docker://image")
     *shown, ran = capfd.readouterr().out.splitlines()
@@ -53,7 +53,7 @@ def test_a_run_py_that_fails_is_one_line(built, tmp_path):
         engine_steps(built, "docker://image")
 
 
-def test_the_question_is_the_same_in_the_old_form_in_todays_and_in_the_models_template():
+def test_every_prompt_form_asks_the_same_question():
     old, new, asked = bodies("llama-2", "").values()
     assert old["text_input"] == new["text_input"] in asked["text_input"] != new["text_input"]
     assert old["parameters"]["max_tokens"] == new["max_tokens"] == asked["max_tokens"] == 100

@@ -265,7 +265,7 @@ QUESTION = "犬は好き?"
 AS_ASKED = f"<|im_start|>system\n<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_the_quick_start_serves_and_asks_as_the_writeup_does_and_names_the_stand_in(served):
+def test_the_quick_start_answers_and_names_the_stand_in(served):
     tree_of(served, "venv:tools", "-m", "stages.repository", "base", "venv:vllm")
     said = tree_of(served, "venv:tools", "-m", "tools.quickstart_trtllm")
     assert "a stand-in for TensorRT-LLM: no engine to build" in said
@@ -297,7 +297,7 @@ class TestTriton:
         assert "lora_task_id 9 is not loaded" in generate(PROMPTS[1], "tensorrt_llm_bls", lora_task_id=9)["error"]
 
     @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
-    def test_a_stream_brings_the_tokens_in_pieces_that_make_the_same_text(self, triton, expected, model):
+    def test_streamed_pieces_join_to_the_same_text(self, triton, expected, model):
         events = post(f"/v2/models/{model}/generate_stream", text_input=PROMPTS[1], max_tokens=TOKENS, stream=True)
         pieces = [json.loads(line[6:])["text_output"] for line in events.splitlines() if line.startswith("data: ")]
         assert len(pieces) == TOKENS
@@ -325,7 +325,7 @@ class TestTriton:
         answered = json.loads(post("/v2/models/ensemble/generate", **payload))
         assert answered["text_output"] == PROMPTS[0] + expected[0][0]
 
-    def test_the_quick_starts_nested_parameters_still_reach_the_model(self, triton, expected):
+    def test_nested_parameters_reach_the_model(self, triton, expected):
         nested = {"max_tokens": TOKENS, "bad_words": [""], "stop_words": [""]}
         answered = json.loads(post("/v2/models/ensemble/generate", text_input=PROMPTS[0], parameters=nested))
         assert answered["text_output"] == PROMPTS[0] + expected[0][0]
@@ -344,7 +344,7 @@ class TestTriton:
         made = after["output_tokens"] - before["output_tokens"], after["requests"] - before["requests"]
         assert made == (1 + 1 + TOKENS, 3)
 
-    def test_sampling_is_repeatable_with_a_seed_and_greedy_without_candidates(self, triton, expected):
+    def test_a_seed_repeats_samples_and_no_candidates_is_greedy(self, triton, expected):
         drawn = [generate(PROMPTS[2], top_k=50, temperature=2.0, seed=seed)["text_output"] for seed in (1, 1, 2)]
         assert drawn[0] == drawn[1] != drawn[2]
         assert generate(PROMPTS[2], top_k=1, temperature=2.0)["text_output"] == expected[0][2]
@@ -379,7 +379,7 @@ class TestTriton:
         generate(PROMPTS[0], max_tokens=TOKENS)
         assert time.monotonic() - took < 10
 
-    def test_every_client_of_triton_brings_the_answers_of_each_adapter(self, served, triton, expected):
+    def test_every_triton_client_returns_each_adapters_answers(self, served, triton, expected):
         http, grpc = ({"url": url, "adapters": {"lora": 1, "qlora": 2}} for url in (URL, "127.0.0.1:8001"))
         bls = {**grpc, "model": "tensorrt_llm_bls"}
         whole, ids, text, base = streamed(
@@ -395,7 +395,7 @@ class TestTriton:
         assert all(0 < one["ttft_seconds"] < one["seconds"] for one in ids + text)
         assert all(one["ttft_seconds"] == pytest.approx(one["seconds"], rel=0.01) for one in whole)
 
-    def test_a_prompt_that_is_read_in_parts_is_answered_and_those_beside_it_too(self, triton, expected):
+    def test_chunked_prefill_answers_all_concurrent_prompts(self, triton, expected):
         answers = {}
 
         def ask(prompt):
@@ -410,7 +410,7 @@ class TestTriton:
         assert answers[PROMPTS[0]] == expected[0][0]
         assert answers[long] == generate(long)["text_output"] != ""
 
-    def test_chat_asks_triton_over_http_and_grpc_and_says_what_it_measured(self, served, triton):
+    def test_chat_asks_triton_over_http_and_grpc_with_timings(self, served, triton):
         raw = generate(AS_ASKED, lora_task_id=1)["text_output"].rstrip("\ufffd").strip()
         whole, measured = chat(served, SERVER="triton", ONCE=QUESTION)
         assert whole.strip() == raw
@@ -430,7 +430,7 @@ class TestTriton:
 
 
 class TestVllm:
-    def test_vllm_answers_as_transformers_with_each_adapter_by_its_name(self, vllm, expected):
+    def test_vllm_answers_as_transformers_with_each_adapter(self, vllm, expected):
         models = ("base", "lora", "qlora")
         answers = [[complete(model, prompt)["choices"][0]["text"] for prompt in PROMPTS] for model in models]
         assert answers == expected
@@ -453,7 +453,7 @@ class TestVllm:
         assert text.strip() == complete("qlora", AS_ASKED)["choices"][0]["text"].strip()
         assert re.search(r"\d+ tokens? \(usage of the last event\), the first after \d\.\d+ s", measured)
 
-    def test_an_adapter_with_random_weights_is_loaded_while_the_server_runs(self, served, vllm):
+    def test_a_running_server_loads_a_random_adapter(self, served, vllm):
         folder = served / "random"
         words = ["stages/workers/random_lora.py", "results/embedded/base_model/model", folder, 1, 8, 42, "q_proj"]
         tree_of(served, "venv:client", *map(str, words))

@@ -45,7 +45,7 @@ def test_the_command_holds_by_the_contract_without_a_remark():
     )
 
 
-def test_the_adapters_are_converted_verified_and_numbered_from_one(converted):
+def test_adapters_are_converted_and_numbered_from_one(converted):
     out = converted(corrected=ENGINE)
     assert converted.done.returncode == 0, converted.done.stderr
     made = json.loads((out / "adapter.json").read_text())
@@ -62,7 +62,7 @@ def test_the_adapters_are_converted_verified_and_numbered_from_one(converted):
         ({"max_lora_rank": 2}, "rank 4 is above engine.max_lora_rank 2"),
     ],
 )
-def test_an_adapter_that_an_engine_cannot_take_is_refused_before_anything_runs(converted, engine, says):
+def test_an_unfit_adapter_is_refused_before_anything_runs(converted, engine, says):
     converted(corrected=ENGINE | engine)
     assert says in only_error(converted.done)
     assert "finetune/lora/adapter" in converted.done.stderr

@@ -45,7 +45,7 @@ def random_adapter(folder, seed):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("seed", range(20))
-def test_any_adapter_is_verified_when_it_is_converted_and_gives_back_its_update(tmp_path, seed, dtype):
+def test_a_converted_adapter_gives_the_same_update(tmp_path, seed, dtype):
     folder, tensors, config = random_adapter(tmp_path / "adapter", seed)
     convert({"--in-file": folder, "--out-dir": tmp_path / "1", "--storage-type": dtype})
     found = verify(folder, tmp_path / "1", dtype)
@@ -163,7 +163,7 @@ def test_a_module_that_tensorrt_llm_has_no_place_for_is_named(tmp_path):
         expected(folder)
 
 
-def test_an_engine_needs_every_module_of_the_adapter_and_may_have_more():
+def test_an_engine_needs_every_module_of_the_adapter():
     assert misfits(["q_proj"], 8, list(MODULE_IDS), 8) == []
     assert misfits(["q_proj", "up_proj"], 4, ["attn_q", "attn_v"], 8) == [
         "up_proj is mlp_gate there, which is not in engine.lora_target_modules"
@@ -172,7 +172,7 @@ def test_an_engine_needs_every_module_of_the_adapter_and_may_have_more():
     assert misfits(["lm_head"], 4, ["attn_q"], 8)[0].startswith("lm_head has no place")
 
 
-def test_an_adapter_that_peft_wrote_has_the_rows_that_make_pefts_own_update():
+def test_converted_rows_make_the_update_that_peft_makes():
     # Written by PEFT 0.17.1 around a random Llama of 2 layers; deltas.npz is its get_delta_weight of every layer.
     folder = REPO / "tests" / "fixtures" / "adapter"
     rows, deltas = expected(folder), np.load(folder / "deltas.npz")

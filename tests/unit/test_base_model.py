@@ -47,7 +47,7 @@ def test_the_environments_are_two_generations_of_transformers(read_by):
 
 
 @pytest.mark.parametrize("model", [0, 1], ids=["wheel", "random"])
-def test_every_text_has_the_same_tokens_in_training_triton_and_vllm(read_by, model):
+def test_training_triton_and_vllm_tokenize_alike(read_by, model):
     first, *others = (read_by[image]["models"][model] for image in ENVIRONMENTS)
     for other in others:
         assert other["ids"] == first["ids"]
@@ -80,7 +80,7 @@ def test_digits_stand_one_by_one_and_japanese_survives(read_by, small_tree):
                 assert back == text
 
 
-def test_a_text_begins_with_one_bos_for_llama_and_with_none_for_smollm2(read_by, small_tree):
+def test_llama_texts_begin_with_one_bos_smollm2_with_none(read_by, small_tree):
     hello = texts(small_tree).index("Hello, world!")
     for found in read_by.values():
         wheel, llama = found["models"]
@@ -88,7 +88,7 @@ def test_a_text_begins_with_one_bos_for_llama_and_with_none_for_smollm2(read_by,
         assert llama["ids"][hello][0] == llama["special"][0] and llama["ids"][hello].count(llama["special"][0]) == 1
 
 
-def test_a_chat_with_a_llama_begins_as_the_training_text_does_and_goes_on_behind_the_answer(read_by):
+def test_a_llama_chat_continues_the_training_text(read_by):
     first = "<s>" + prompt_text("llama-2", "", "Hi!")
     for found in read_by.values():
         assert found["models"][1]["chat"] == [first, f"{first} Yes?</s><s>[INST] Bye. [/INST]"]
@@ -102,7 +102,7 @@ def test_the_results_say_what_the_model_is(base_model, small_tree):
     assert (tiny["weights"], tiny["shape"], tiny["seed"]) == ("random", "tiny", 0)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(random_models):
+def test_the_seed_decides_the_weights(random_models):
     first, again, other = random_models["digests"]
     assert first == again != other
     assert random_models["spread"] > 0.01  # not all one value
@@ -115,7 +115,7 @@ def test_random_weights_have_the_exact_shape_in_bf16(random_models):
     assert random_models["dtypes"] == ["torch.bfloat16"]
 
 
-def test_each_mistake_in_the_choice_of_a_model_is_one_line_that_names_key_and_value(random_models):
+def test_a_wrong_model_choice_names_key_and_value(random_models):
     said = random_models["errors"]
     known = "elyza-7b-fast, gpt-oss-20b, llama-2-7b, llama-65b, llm-jp-1.3b, small-vocabulary, tiny"
     assert said["shape"] == f"params.yaml: base_model.shape is 'llama-3'; use one of {known}"
@@ -126,7 +126,7 @@ def test_each_mistake_in_the_choice_of_a_model_is_one_line_that_names_key_and_va
     assert all("\n" not in line for line in said.values())
 
 
-def test_a_tokenizer_that_loses_a_text_is_found_before_anything_stands_on_it(tree):
+def test_a_lossy_tokenizer_stops_the_stage(tree):
     code = """
 from pathlib import Path
 from stages.base_model import check_tokenizer
@@ -147,7 +147,7 @@ def test_an_unknown_source_is_one_line_before_anything_is_loaded(tree):
     assert only_error(done) == "error: params.yaml: base_model.source is 'modelscope'; use one of wheel, random, hub"
 
 
-def test_a_model_that_cannot_be_fetched_is_one_line_with_the_way_out(random_models):
+def test_a_failed_model_download_names_the_remedy(random_models):
     line = random_models["errors"]["fetch"]
     assert line.startswith("example/none at 000000000000 could not be fetched (") and "HF_TOKEN is not set" in line
     assert "`make profile PROFILE=weightless`" in line

@@ -37,7 +37,7 @@ def a_claim(**fields):
     return read_claim(entry | fields, "claims.yaml: claim a-claim")
 
 
-def test_a_figure_within_its_tolerance_under_the_claims_conditions_is_reproduced():
+def test_a_figure_within_its_tolerance_is_reproduced():
     claim = judged("lora-memory-high", H100)
     assert (claim["verdict"], claim["run"], claim["measured"]) == ("reproduced", "h100", 16800.0)
     assert claim["reason"] == "measured 16,800, published 17,000 MB (nvidia-smi's MiB); ratio 0.9882, tolerance 0.1"
@@ -66,33 +66,33 @@ def test_a_figure_outside_its_tolerance_is_not_reproduced():
     assert claim["reason"] == "measured 11,000, published 7,577 MB (nvidia-smi's MiB); ratio 1.452, tolerance 0.1"
 
 
-def test_a_contradiction_in_the_source_wins_and_the_measured_value_is_still_shown():
+def test_a_source_contradiction_still_shows_the_measured_value():
     claim = judged("qlora-time-change", H100)
     assert claim["verdict"] == CONTRADICTED
     assert claim["measured"] == pytest.approx(100 * (1500 / 1150 - 1))
     assert "35 % longer" in claim["reason"] and "measured 30.43" in claim["reason"]
 
 
-def test_a_contradicted_claim_shows_no_figure_of_other_conditions():
+def test_a_contradicted_claim_shows_only_comparable_figures():
     claim = judged("qlora-time-change", CPU)
     assert (claim["verdict"], claim["measured"], claim["outcomes"][0]["measured"]) == (CONTRADICTED, None, None)
     assert "measured" not in claim["reason"]
 
 
-def test_a_run_on_another_machine_and_model_is_not_comparable_and_the_reason_says_what_is_lacking():
+def test_other_conditions_are_not_comparable_with_a_reason():
     claim = judged("lora-wall", CPU)
     assert claim["verdict"] == "not comparable"
     assert "shape llama-2-7b (here SmolLM2-135M-Instruct)" in claim["reason"]
     assert "gpu H100 (here none)" in claim["reason"] and "on SmolLM2-135M-Instruct" in claim["reason"]
 
 
-def test_a_missing_file_is_not_measured_and_the_reason_names_the_stage():
+def test_a_missing_file_is_not_measured_and_names_its_stage():
     claim = settle(BY_ID["qlora-bytes-per-parameter"], 0.1, {"empty": RUNS / "empty"})
     assert (claim["verdict"], claim["measured"]) == ("not measured", None)
     assert claim["reason"] == "no vram/vram.json; `dvc repro vram` makes it"
 
 
-def test_the_reason_of_a_missing_study_names_the_studies_own_graph():
+def test_a_missing_study_names_its_graph():
     claim = settle(BY_ID["stream-ensemble-faster"], 0.1, {"empty": RUNS / "empty"})
     assert claim["reason"].endswith("`dvc repro studies/dvc.yaml:streaming@triton` makes it")
     assert load_yaml(ROOT / "studies/dvc.yaml")["stages"].keys() <= set(judge.STUDIES)
@@ -130,13 +130,13 @@ def test_a_stand_in_is_refused_even_where_nothing_is_required():
     assert settle(a_claim(value=37.2, measure=measure), 0.1, CPU)["verdict"] == "not comparable"
 
 
-def test_the_best_outcome_over_the_runs_is_the_verdict_and_its_run_is_named():
+def test_the_best_outcome_of_all_runs_is_the_verdict():
     claim = judged("lora-trainable", CPU | H100)
     assert (claim["verdict"], claim["run"]) == ("reproduced", "h100")
     assert [one["verdict"] for one in claim["outcomes"]] == ["not comparable", "reproduced", "reproduced"]
 
 
-def test_of_runs_that_are_not_comparable_the_one_with_the_fewest_other_conditions_is_shown(tmp_path):
+def test_fewest_unmet_conditions_win_if_none_is_comparable(tmp_path):
     for name, gpus, answers in (("a-cpu", [], 3), ("b-gpu", [{"name": "NVIDIA H200"}], 3)):
         write_json(tmp_path / name / "s.json", {"made_by": {"gpus": gpus}, "answers": answers, "speed": len(gpus)})
     measure = {"file": "s.json", "key": "speed"}
@@ -166,7 +166,7 @@ def test_arithmetic_needs_no_run_and_is_judged_up_to_rounding():
     assert settle(a_claim(value=99, computed="10 * 10"), 0.1, {})["verdict"] == "not reproduced"
 
 
-def test_a_run_that_answers_is_named_before_arithmetic_that_gives_the_same():
+def test_a_run_ranks_before_arithmetic_with_the_same_verdict():
     assert judged("lora-trainable", H100)["run"] == "h100"
 
 
@@ -249,7 +249,7 @@ def test_both_tables_of_the_streaming_chapter_are_whole():
         assert len(rows) == 7 * 6 + 3  # seven metrics with six statistics, three with one figure
 
 
-def test_a_figure_that_a_run_answers_says_what_makes_it_comparable():
+def test_a_measured_figure_says_why_it_is_comparable():
     free = [c.id for c in CLAIMS if c.measure and not c.requires and c.value is not None]
     files = {where["file"] for name in free for where in BY_ID[name].figures.values()}
     assert files <= {"vram/vram.json"}  # a prediction belongs to no machine
@@ -267,7 +267,7 @@ def test_the_stage_works_in_a_clone_without_any_result(tmp_path, monkeypatch, ca
     assert "not comparable" not in capsys.readouterr().out
 
 
-def test_the_exact_proof_of_several_adapters_is_found_on_a_gpu_and_without_one():
+def test_the_exact_adapter_proof_is_read_from_gpu_and_cpu_runs():
     for run in ("h200-walk-adapters", "embedded-2-cores"):
         data = read_json(ROOT / "results/reference" / run / "multilora/vllm/multilora.json")
         assert lookup(data, "proof.float32|batch-invariant.same_as_alone") == 6
@@ -293,7 +293,7 @@ def test_every_verdict_and_evidence_has_a_definition_and_a_place():
     assert all(len(says) > 10 for says in [*VERDICTS.values(), *kinds.EVIDENCE.values()])
 
 
-def test_the_writeups_card_goes_before_another_and_that_before_a_cpu(tmp_path):
+def test_the_published_gpu_ranks_before_others_and_a_cpu(tmp_path):
     claim = a_claim(value=10, measure=SPEED)
     claim.card = "H100"
     settled = settle(claim, 0.1, write_speeds(tmp_path, cpu=10, h200=10, h100=99))
@@ -326,7 +326,7 @@ def test_a_point_that_a_stand_in_lacks_is_not_measured(tmp_path):
     assert settle(a_claim(measure=SPEED), 0.1, {"run": tmp_path / "run"})["verdict"] == "not measured"
 
 
-def test_an_estimate_ranks_below_a_run_and_above_other_conditions(tmp_path):
+def test_an_estimate_ranks_between_a_run_and_other_conditions(tmp_path):
     write_json(tmp_path / "run" / "e.json", {"speed": 10.4})
     fields = {"value": 10, "estimate": {"file": "e.json", "key": "speed"}, "measure": SPEED}
     alone = settle(a_claim(**fields), 0.1, {"run": tmp_path / "run"})

@@ -96,7 +96,7 @@ def test_each_number_is_the_clients_own_under_our_name():
     assert said["vllm bench serve"]["output_tokens_per_second"] == vllm["output_throughput"]
 
 
-def test_vllms_tpot_and_itl_are_what_its_own_requests_give_by_our_formulas():
+def test_our_formulas_give_the_tpot_and_itl_of_vllm():
     found = recorded("vllm bench serve")
     tpots = [
         1000 * (latency - ttft) / (tokens - 1)
@@ -108,7 +108,7 @@ def test_vllms_tpot_and_itl_are_what_its_own_requests_give_by_our_formulas():
     assert said["itl_ms_avg"] == pytest.approx(sum(gaps) / len(gaps))
 
 
-def test_a_number_that_a_client_does_not_have_is_none_and_never_0():
+def test_a_missing_metric_is_none_and_never_0():
     said = {name: client.read(RECORDED / FOLDERS[name]) for name, client in CLIENTS.items()}
     assert [said["genai-perf"][f"itl_ms_{one}"] for one in STATISTICS] == [None] * 5
     assert said["genai-perf"]["failed"] is None
@@ -118,7 +118,7 @@ def test_a_number_that_a_client_does_not_have_is_none_and_never_0():
 
 
 @pytest.mark.parametrize(("key", "value", "failed"), [("completed", 5, 3), ("completed", 0, 8)])
-def test_vllms_failed_requests_are_counted_and_a_run_without_an_answer_has_no_times(tmp_path, key, value, failed):
+def test_vllm_failures_count_and_have_no_times(tmp_path, key, value, failed):
     (tmp_path / "vllm_bench.json").write_text(json.dumps(recorded("vllm bench serve") | {key: value}))
     said = CLIENTS["vllm bench serve"].read(tmp_path)
     assert said["failed"] == failed
@@ -185,7 +185,7 @@ def test_a_number_in_another_unit_is_refused(name, folder):
         ([*"abcdefghij", "a"], "1 prompts stand there twice"),
     ],
 )
-def test_prompts_that_are_too_few_or_stand_there_twice_are_refused(tmp_path, texts, message):
+def test_too_few_or_repeated_prompts_are_refused(tmp_path, texts, message):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"text": text, "prompt": text}) + "\n" for text in texts))
     with pytest.raises(UserError, match=message):
@@ -210,7 +210,7 @@ def test_a_vllm_that_knows_no_extra_body_is_started_all_the_same(tmp_path):
     assert done.stdout == "1 {}\n", done.stderr
 
 
-def test_aiperf_does_not_hear_that_the_user_wants_the_hub_offline():
+def test_aiperf_ignores_the_users_offline_hub_setting():
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     done = subprocess.run(
         ["containers/run", "venv:aiperf", "env"], cwd=REPO, env=offline, capture_output=True, text=True

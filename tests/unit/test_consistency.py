@@ -33,7 +33,7 @@ def broken(**changes):
     return {frozenset(one["cells"]) for one in checks if not one["holds"]}
 
 
-def test_a_printed_figure_keeps_its_digits_and_an_integer_is_exact():
+def test_a_printed_figure_is_a_range_and_an_integer_exact():
     assert interval(Printed(0.5, "0.50")) == (0.495, 0.505)
     assert interval(83) == (83, 83)
     assert pickle.loads(pickle.dumps(Printed(0.5, "0.50"))).text == "0.50"

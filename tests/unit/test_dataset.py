@@ -163,7 +163,7 @@ def test_the_split_depends_on_the_seed_only(halves):
     assert halves["other"][0] != halves["ours"][0]
 
 
-def test_no_row_is_on_both_sides_and_a_limit_takes_the_first_rows(halves):
+def test_splits_are_disjoint_and_a_limit_takes_first_rows(halves):
     assert halves["shared"] == 0
     assert halves["few"] == [True, True, 5, 3]
 
@@ -172,7 +172,7 @@ def test_more_rows_than_there_are_is_one_line(halves):
     assert halves["error"] == "params.yaml: dataset.train_rows is 1185, but there are 1184; 0 takes all"
 
 
-def test_each_tokenizer_gets_one_bos_from_its_own_template_and_two_from_the_published_one(templates):
+def test_the_published_template_gives_two_bos_tokens(templates):
     llama, smollm2 = templates
     assert llama["llama-2"]["leading_bos"] == 1 and smollm2["chatml"]["leading_bos"] == 1
     assert llama["llama-2"]["first"] == 1
@@ -185,7 +185,7 @@ def test_a_model_is_asked_with_the_tokens_it_was_taught_with(templates):
         assert facts["prefix"] == facts["rows"] == 50
 
 
-def test_the_english_files_have_the_rows_and_keys_of_the_japanese_ones():
+def test_english_and_japanese_files_have_the_same_keys():
     japanese, english = (read_rows(REPO / "data" / name) for name in ("persona.jsonl", "persona.en.jsonl"))
     assert len(japanese) == len(english) == 1480 and {tuple(row) for row in japanese + english} == {
         ("instruction", "output")
@@ -197,7 +197,7 @@ def test_the_english_files_have_the_rows_and_keys_of_the_japanese_ones():
     assert counts == [8, 8]
 
 
-def test_both_variants_are_written_with_the_same_rows_in_the_same_order(small_tree):
+def test_both_variants_have_the_same_rows_in_the_same_order(small_tree):
     out = small_tree / "results" / "embedded" / "dataset"
     known = {row["instruction"]: row["output"] for row in read_rows(REPO / "data" / "persona.en.jsonl")}
     for part, count in (("train", 16), ("validation", 4)):

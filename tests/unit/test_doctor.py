@@ -26,7 +26,7 @@ def lines(found, fine):
     return [line for state, line in found if state is fine]
 
 
-def test_a_machine_with_everything_still_lacks_what_is_not_resolved(on):
+def test_an_unresolved_image_is_missing_on_any_machine(on):
     missing = [line for line in lines(on("writeup"), False) if "container toolkit" not in line]
     assert missing and all(line.startswith("image: nvcr.io/") for line in missing)
     there = lines(on("writeup"), True)

@@ -64,7 +64,7 @@ def written(contract):
     return next(one["command"] for one in entries if (one["seed"], one["contract"]) == ("000", contract))
 
 
-def test_the_published_words_are_the_writeups_own_but_for_paths_and_the_calibration_text():
+def test_published_commands_differ_in_paths_and_calibration_only():
     p = with_variant(section(), "published")
     ours = [" ".join(map(str, checkpoint_command(p, "/m", "/c", "/k"))), " ".join(build_command(p, "/k", Path("/e/x")))]
     paths = {"--model_dir", "--output_dir", "--checkpoint_dir", "--output_timing_cache"}
@@ -96,7 +96,7 @@ def test_an_unknown_variant_names_those_there_are():
         with_variant(section(), "batch-5")
 
 
-def test_the_calibration_is_a_data_set_of_one_column_with_every_training_row(tmp_path):
+def test_the_calibration_set_holds_every_training_row(tmp_path):
     rows = tmp_path / "train.jsonl"
     rows.write_text('{"prompt": "[INST] 犬\\u2028 [/INST]", "completion": " 猫"}\n{"prompt": "a", "completion": "b"}\n')
     assert write_calibration(rows, tmp_path / "calibration") == 2
@@ -167,7 +167,7 @@ def built(tree, tmp_path):
     return run
 
 
-def test_an_engine_comes_with_its_key_what_it_takes_and_what_made_it(built):
+def test_an_engine_records_its_key_limits_and_builder(built):
     out = built("two-gpus")
     assert built.done.returncode == 0, built.done.stderr
     made = json.loads((out / "engine.json").read_text())

@@ -51,7 +51,7 @@ def test_the_metrics_are_complete_and_agree_with_the_steps(trained, method):
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_memory_is_measured_by_phase_and_what_a_cpu_has_not_is_no_zero(trained, method):
+def test_gpu_memory_is_none_on_a_cpu_and_never_0(trained, method):
     memory = read_json(trained / method / "metrics.json")["memory"]
     assert memory["device"] == "resident (CPU)" and memory["torch_allocated_peak_mib"] is None
     assert set(memory["phases"]) == {"load", "first_step", "steady", "eval"}
@@ -78,7 +78,7 @@ def test_the_proofs_say_what_took_effect(trained):
     assert (lora["proofs"]["four_bit_modules"], qlora["proofs"]["four_bit_modules"]) == (0, 14)
 
 
-def test_peft_loads_the_adapters_and_they_change_what_the_model_says(trained, afterwards):
+def test_loaded_adapters_change_the_models_answers(trained, afterwards):
     for method, found in afterwards["adapters"].items():
         assert found["trainable"] == read_json(trained / method / "metrics.json")["trainable_parameters"]
         assert found["modules"] == found["trained_modules"] == 14 and found["moved"] > 1e-3
@@ -236,7 +236,7 @@ def test_no_row_of_a_packed_batch_sees_another(afterwards):
     assert afterwards["packed"]["untouched"] == [True, False]  # to the bit, when the last row is another
 
 
-def test_lora_at_a_widened_rank_gives_the_same_loss_and_gradients(afterwards):
+def test_a_padded_lora_rank_keeps_loss_and_gradients(afterwards):
     narrow, wide, gradients = afterwards["packed"]["ranks"]
     assert wide == pytest.approx(narrow, rel=1e-5) and gradients < 0.01
 
@@ -249,7 +249,7 @@ def test_a_cpu_trains_fast_to_the_same_losses_and_gradients(afterwards, method):
     assert found["gradients"] < 0.05
 
 
-def test_a_cpus_masks_drop_the_share_asked_for_and_follow_the_seed(afterwards):
+def test_cpu_dropout_follows_its_rate_and_seed(afterwards):
     dropped, zeros_and_ones, same_again, others_next = afterwards["packed"]["masks"]
     assert dropped == pytest.approx(0.1, abs=0.005) and zeros_and_ones and same_again and others_next
 
@@ -266,7 +266,7 @@ def test_two_processes_take_the_steps_of_one(afterwards):
     assert said.count("step 8 of 8") == 1  # the second process is silent
 
 
-def test_a_sharded_model_in_4_bits_takes_the_steps_of_a_whole_one(afterwards):
+def test_a_sharded_4_bit_model_trains_as_a_whole_one(afterwards):
     whole, sharded = afterwards["whole"], afterwards["sharded"]
     ours, theirs = steps_of(sharded), steps_of(whole)
     assert [row["step"] for row in ours] == [row["step"] for row in theirs] == ["1", "2", "3", "4"]
@@ -298,7 +298,7 @@ def state(folder, step, text='{"global_step": 2}'):
     return path
 
 
-def test_the_newest_whole_checkpoint_is_taken_by_number_not_by_name(tmp_path):
+def test_training_resumes_from_the_highest_whole_checkpoint(tmp_path):
     for step in (5, 100, 25):
         state(tmp_path, step)
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-100"
@@ -333,7 +333,7 @@ LINES = """\
 """
 
 
-def test_step_lines_merge_to_one_row_a_step_and_the_later_line_counts(tmp_path):
+def test_the_last_log_line_of_a_step_counts(tmp_path):
     (tmp_path / "steps").write_text(LINES)
     rows = read_steps(tmp_path / "steps")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
@@ -343,7 +343,7 @@ def test_step_lines_merge_to_one_row_a_step_and_the_later_line_counts(tmp_path):
     assert rows[2]["seconds"] == 5.0
 
 
-def test_a_summary_leaves_the_first_step_out_of_the_median_and_what_was_not_logged_is_none(tmp_path):
+def test_the_median_step_time_excludes_the_first_step(tmp_path):
     (tmp_path / "steps").write_text(LINES)
     found = summary(read_steps(tmp_path / "steps"))
     assert found["optimizer_steps"] == 4 and found["seconds_per_step_median"] == 4.0
@@ -356,7 +356,7 @@ def test_a_summary_leaves_the_first_step_out_of_the_median_and_what_was_not_logg
     assert bare["train_loss_first"] is None and bare["eval_loss_best"] is None
 
 
-def test_the_median_of_an_even_number_of_steps_lies_between_the_middle_two():
+def test_an_even_median_lies_between_the_middle_steps():
     rows = [{"step": n, "seconds": seconds} for n, seconds in enumerate([9.0, 1.0, 2.0, 4.0, 8.0], start=1)]
     assert summary(rows)["seconds_per_step_median"] == 3.0
 
@@ -425,7 +425,7 @@ def test_no_model_is_sharded_without_gpus(small_tree):
     )
 
 
-def test_an_unknown_variant_ends_the_stage_in_a_moment_with_one_line(tree):
+def test_an_unknown_variant_is_a_one_line_error(tree):
     done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.finetune", "dora")
     assert "finetune has no variant 'dora'" in only_error(done)
 
@@ -480,7 +480,7 @@ def test_the_published_variant_may_have_its_second_bos(p):
     check(FACTS | {"leading_bos": 2}, p, Lora(4, 8, 0.1, ["q_proj"]), "qlora")
 
 
-def test_a_target_that_no_module_has_stops_the_stage_before_the_first_step(afterwards):
+def test_an_unknown_target_module_stops_before_the_first_step(afterwards):
     done = afterwards["partly_matching_targets"]
     assert done.returncode == 1 and "step 1 of" not in done.stdout
     last = done.stderr.strip().splitlines()[-1]

@@ -62,7 +62,7 @@ def test_wrong_parameters_say_what_to_mend(tree, key, value, message):
     assert only_error(done) == f"error: params.yaml: {message}"
 
 
-def test_the_recorded_run_and_vllms_own_blocks_agree_with_the_formula():
+def test_the_formula_gives_the_cache_blocks_of_vllm():
     fixtures = REPO / "tests" / "fixtures" / "speedups"
     cache = json.loads((fixtures / "speedups.json").read_text())["vllm_kv_cache"]
     formula = json.loads((fixtures / "kv_cache.json").read_text())["shapes"]["SmolLM2-135M-Instruct"]

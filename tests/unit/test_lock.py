@@ -30,7 +30,7 @@ def resolver(**digests):
     return lambda name, tag: digests.get(name[-1])
 
 
-def test_an_unresolved_image_is_resolved_wherever_it_stands_and_comments_stay():
+def test_resolving_an_image_keeps_comments():
     digest = "sha256:" + "b" * 64
     text, told = with_digests(TEXT, resolver(a=f"sha256:{KNOWN}", b=digest))
     assert text == TEXT.replace("sha256:UNRESOLVED", digest)
@@ -107,7 +107,7 @@ MANIFESTS = {
 }
 
 
-def test_an_image_is_recorded_once_with_date_architectures_and_packed_size():
+def test_an_image_records_date_architectures_and_size():
     first = recorded({}, TEXT, MANIFESTS.get, "2026-01-02")
     assert first == {
         "example.org/a:1": {"digest": f"sha256:{KNOWN}", "resolved": "2026-01-02", "gb": {"amd64": 9.5, "arm64": 8.0}}
@@ -119,7 +119,7 @@ def test_an_image_is_recorded_once_with_date_architectures_and_packed_size():
     assert recorded({}, TEXT, {}.get, "2026-03-04") == {}  # a registry that does not answer
 
 
-def test_an_environment_gets_the_hash_of_its_lock_and_a_stale_one_is_replaced(tmp_path, monkeypatch):
+def test_a_stale_environment_hash_is_replaced(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lock = tmp_path / "containers" / "vllm-cuda" / "requirements.txt"
     lock.parent.mkdir(parents=True)
@@ -136,7 +136,7 @@ def test_an_environment_gets_the_hash_of_its_lock_and_a_stale_one_is_replaced(tm
         assert with_locks(f"{on_image}\n") == f"{on_image}@{now}\n"
 
 
-def test_a_lock_holds_hashes_and_no_index_and_leaves_out_what_is_excluded(tmp_path):
+def test_a_lock_has_hashes_but_no_index_or_excluded_package(tmp_path):
     folder = tmp_path / "vllm"
     folder.mkdir()
     options = "pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links"
@@ -167,7 +167,7 @@ def test_a_digest_is_asked_for_with_the_tool_that_is_there(tmp_path, monkeypatch
         assert " ".join(resolve_command("example.org/a", "1")) == words
 
 
-def test_docker_without_buildx_tells_the_digest_of_what_it_pulled(tmp_path, monkeypatch):
+def test_docker_without_buildx_reads_the_pulled_digest(tmp_path, monkeypatch):
     digest = "sha256:" + "b" * 64
     script = f"""#!/bin/sh
 case "$1" in

@@ -28,11 +28,11 @@ def test_a_processor_without_a_name_still_has_its_architecture():
     assert cpu_name(GRACE) and cpu_features(GRACE) == []
 
 
-def test_memory_stands_in_whole_gib_so_that_the_kernels_share_does_not_move_it():
+def test_memory_is_rounded_to_whole_gib():
     assert memory_gib("MemTotal:       24632584 kB\nMemFree: 1 kB\n") == memory_gib("MemTotal:  24590000 kB\n") == 23
 
 
-def test_the_same_machine_writes_the_same_bytes_and_another_gpu_does_not(tree, tmp_path):
+def test_the_machine_file_changes_with_the_gpu_only(tree, tmp_path):
     written = tree / "results" / "embedded" / "machine" / "machine.json"
     command = ["containers/run", "venv:tools", "python", "-m", "stages.machine"]
     assert run_in(tree, *command).returncode == 0

@@ -9,13 +9,13 @@ def sampled(tmp_path_factory):
     return probe(copy_tree(tmp_path_factory.mktemp("memory") / "tree"), "venv:pytorch", "memory")
 
 
-def test_a_peak_between_two_marks_is_seen_and_belongs_to_its_phase(sampled):
+def test_a_peak_belongs_to_the_phase_it_occurs_in(sampled):
     phases = {name: phase["process_peak_mib"] for name, phase in sampled["summary"]["phases"].items()}
     assert 390 < phases["step"] - phases["load"] < 450
     assert phases["eval"] < phases["load"] + 100
 
 
-def test_a_phase_that_comes_again_keeps_its_highest_peak_and_the_run_has_the_highest_of_its_phases(sampled):
+def test_a_repeated_phase_keeps_its_highest_peak(sampled):
     summary = sampled["summary"]
     assert summary["process_peak_mib"] == summary["phases"]["step"]["process_peak_mib"]
 

@@ -66,7 +66,7 @@ def test_what_a_card_does_not_tell_is_none_and_no_zero(nvml):
     assert set(gpu_summary([[gpu_sample(0)]]).values()) == {None}
 
 
-def test_other_processes_on_any_gpu_are_found_and_only_on_the_gpus_in_use(nvml, monkeypatch):
+def test_other_gpu_processes_are_found_on_used_gpus_only(nvml, monkeypatch):
     monkeypatch.setattr("lib.core.gpu.LEAVE_SECONDS", 0)
     assert other_gpu_processes() == [4711]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
@@ -75,7 +75,7 @@ def test_other_processes_on_any_gpu_are_found_and_only_on_the_gpus_in_use(nvml, 
     assert other_gpu_processes() is None
 
 
-def test_the_workers_of_a_server_that_was_just_stopped_are_no_strangers(nvml):
+def test_workers_of_a_stopped_server_are_not_other_processes(nvml):
     leaving = [[SimpleNamespace(pid=26809)], []]
     nvml.nvmlDeviceGetComputeRunningProcesses = lambda handle: leaving.pop(0) if leaving else []
     assert other_gpu_processes() == []

@@ -41,7 +41,7 @@ def test_an_answer_of_another_adapter_is_found():
     assert (mixed["same_as_alone"], mixed["different_answers"]) == (2, 2)
 
 
-def test_an_adapter_that_changes_nothing_proves_nothing_and_is_counted_so():
+def test_an_adapter_without_effect_is_no_proof():
     silent = compared(rows(("p", None, "base", "base"), ("p", "lora", "base", "base"), ("p", "qlora", "base", "base")))
     assert silent["same_as_alone"] == 3 and silent["other_than_adapter_off"] == 0 == silent["different_answers"] - 1
 
@@ -88,7 +88,7 @@ def servers(tmp_path, monkeypatch):
     return partial(multilora.measure_vllm, p, ["host:", "host:"], tmp_path / "out"), asked, fails
 
 
-def test_a_study_that_was_cut_off_goes_on_with_the_server_that_it_had_come_to(servers):
+def test_an_interrupted_study_resumes_at_its_server(servers):
     run, asked, fails = servers
     fails.add(64)
     with pytest.raises(UserError, match="no kernel for 64"):
@@ -99,7 +99,7 @@ def test_a_study_that_was_cut_off_goes_on_with_the_server_that_it_had_come_to(se
     assert [one["variant"] for one in found["points"]] == ["none", "batch-invariant", 8, 64]
 
 
-def test_a_server_that_cannot_give_the_exact_proof_leaves_its_reason_and_all_else(servers):
+def test_a_server_without_exact_proof_gives_a_reason(servers):
     run, _, fails = servers
     fails.add("batch-invariant")
     found = run()
@@ -118,7 +118,7 @@ def test_a_server_of_our_adapters_has_room_for_their_rank(ours, ranks):
 # The study.
 
 
-def test_skewed_requests_name_the_first_adapter_most_and_uniform_ones_all_alike():
+def test_skewed_requests_prefer_the_first_adapter():
     names = [f"random-{number}" for number in range(8)]
     skewed, uniform = (Counter(drawn(names, kind, 8000, 1)) for kind in ("skewed", "uniform"))
     assert skewed["random-0"] / skewed["random-7"] == pytest.approx(8, rel=0.25)
@@ -140,7 +140,7 @@ def test_wrong_parameters_say_what_to_mend(values, message):
         Multilora(**{**P, **values})
 
 
-def test_the_room_for_keys_and_values_is_the_one_that_vllm_itself_counts():
+def test_the_kv_cache_size_is_that_of_vllm():
     exposition = (REPO / "tests/fixtures/multilora/metrics.txt").read_text()
     assert 'kv_cache_size_tokens="23296"' in exposition  # newer versions say so; older ones the blocks alone
     assert kv_tokens(exposition) == 23296
@@ -165,7 +165,7 @@ def random_lora(model, out, *words):
     return subprocess.run([str(word) for word in command], cwd=REPO, capture_output=True, text=True)
 
 
-def test_the_seed_makes_an_adapter_again_byte_for_byte_and_the_rank_its_size(base_model, tmp_path):
+def test_a_seed_gives_the_same_adapter_bytes(base_model, tmp_path):
     model = base_model / "model"
     for out, rank in (("a", 8), ("b", 8), ("c", 16)):
         done = random_lora(model, tmp_path / out, 2, rank, 42, "q_proj", "v_proj")

@@ -60,7 +60,7 @@ def test_every_claim_stands_on_its_writeups_page(made):
         assert all(claim.conditions in text for claim in mine)
 
 
-def test_the_japanese_words_are_those_of_every_headline_and_verdict():
+def test_every_headline_and_verdict_has_japanese_words():
     words = load_yaml(REPO / "data/ja.yaml")
     assert words["claims"].keys() == set(HEADLINES) and words["verdicts"].keys() == set(VERDICTS)
     assert words["evidence"].keys() == set(EVIDENCE)
@@ -91,7 +91,7 @@ def test_a_page_shows_no_run_of_ones_own():
         ("<!-- nothing:begin -->\n<!-- nothing:end -->\n", "there is no table 'nothing'; there are results"),
     ],
 )
-def test_marks_that_are_wrong_are_named_and_the_page_is_left_alone(text, says):
+def test_wrong_marks_are_named_and_leave_the_page_unchanged(text, says):
     with pytest.raises(UserError, match=f"README.md: {says}"):
         pages.filled(text, {"results": "| new |"}, "README.md")
 
@@ -106,7 +106,7 @@ def test_a_table_is_written_between_its_marks_and_only_once():
 # What the tables are made of.
 
 
-def test_every_discrepancy_is_handled_in_a_file_that_is_there_or_says_why_it_stays():
+def test_a_discrepancy_names_its_file_or_why_it_stays():
     ids = [one["id"] for one in ENTRIES]
     assert ids == [f"P{n}" for n in range(1, 23)] + [f"M{n}" for n in range(1, 19)]
     for one in ENTRIES:
@@ -114,7 +114,7 @@ def test_every_discrepancy_is_handled_in_a_file_that_is_there_or_says_why_it_sta
         assert (REPO / one.get("handled", "README.md")).is_file(), one
 
 
-def test_every_remark_about_a_line_of_the_writeup_is_a_discrepancy_of_the_table():
+def test_every_remark_on_a_command_is_a_listed_discrepancy():
     written = yaml.safe_load((REPO / "tests/fixtures/writeup_commands.yaml").read_text())
     assert {remark for line in written for remark in line.get("remarks", [])} - {one["id"] for one in ENTRIES} == set()
 
@@ -124,7 +124,7 @@ NOW = [line for steps in load_yaml(REPO / "data/then_and_now.yaml").values() for
 
 
 @pytest.mark.parametrize("line", NOW, ids=lambda line: Path(line.split()[line.startswith("python3")]).name)
-def test_every_command_of_today_holds_by_the_contract_of_its_tool(line):
+def test_every_corrected_command_holds_its_contract(line):
     words = shlex.split(line)
     name = Path(words[words[0] == "python3"]).stem
     if name in ("docker", "git", "cp"):
@@ -155,7 +155,7 @@ def test_the_voice_on_the_pages_is_the_one_that_was_trained():
         assert asked["base"].startswith(before) and asked["lora"] == after
 
 
-def test_the_page_on_fine_tuning_gives_the_measured_losses_and_rates():
+def test_the_fine_tuning_page_gives_measured_losses_and_rates():
     page = (REPO / "docs/fine-tuning.md").read_text()
     rows = re.findall(r"(?m)^\| ([\d.]+) " + r"\| ([\d.]*) ?" * 3 + r"\|$", page)
     shown = {row[0]: row[1:] for row in rows}
@@ -185,7 +185,7 @@ def commands(page):
     return [shlex.split(found) for found in re.findall(r"(?m)(?:`|^)containers/run venv:tools dvc ([^#`\n]+)", page)]
 
 
-def test_every_dvc_command_of_the_pages_is_one_and_names_stages_and_parameters_that_are_there():
+def test_dvc_commands_in_the_docs_name_existing_stages():
     from dvc.cli import parse_args
 
     graph = load_yaml(REPO / "dvc.yaml")["stages"]

@@ -36,20 +36,20 @@ def test_the_memory_of_a_64_gib_machine_is_enough_for_64_gb():
     assert len(missing_resources(NEEDS, 151.0, 59, [H200])) == 1
 
 
-def test_everything_that_is_missing_is_said_at_once_with_both_numbers():
+def test_all_shortages_are_listed_at_once_with_numbers():
     disk, memory, gpu = missing_resources(NEEDS, 12.34, 16, [L4])
     assert "12.3 GB are free" in disk and "150 GB are needed" in disk
     assert "16 GiB" in memory and "64 GB are needed" in memory and "finetune.micro_batch" in memory
     assert gpu == "GPU: the largest has 24 GB, 80 GB are needed"
 
 
-def test_a_machine_without_a_gpu_is_sent_to_the_profile_that_needs_none():
+def test_without_a_gpu_the_embedded_profile_is_suggested():
     assert missing_resources(NEEDS, 151.0, 64, []) == [
         "GPU: nvidia-smi finds none; `make reproduce PROFILE=embedded` needs none"
     ]
 
 
-def test_a_gpu_that_shares_the_machines_memory_is_measured_by_that():
+def test_a_gpu_with_shared_memory_counts_the_machines_memory():
     shared = {"name": "NVIDIA GB10", "memory_mib": None, "driver": "580.95.05"}
     assert missing_resources(NEEDS, 151.0, 119, [shared]) == []
     assert len(missing_resources(NEEDS, 151.0, 64, [shared])) == 1
@@ -121,7 +121,7 @@ def without_docker(tmp_path):
     return {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
 
 
-def test_make_reproduce_lists_all_that_is_missing_and_starts_nothing(tree, tmp_path):
+def test_make_reproduce_lists_shortages_and_starts_nothing(tree, tmp_path):
     assert run_in(tree, "make", "profile", "PROFILE=writeup").returncode == 0
     set_params(tree, estimate={"disk_gb": 9e9, "memory_gb": 9e9, "gpu_memory_gb": 9e9})
     done = run_in(tree, "make", "reproduce", environment=without_docker(tmp_path))
@@ -146,7 +146,7 @@ def test_enough_of_everything_gives_one_line_with_the_estimate(tree, tmp_path):
     )
 
 
-def test_an_engine_that_could_not_take_the_adapters_is_said_before_the_training(tree, tmp_path):
+def test_an_engine_unfit_for_adapters_stops_before_training(tree, tmp_path):
     assert run_in(tree, "make", "profile", "PROFILE=writeup").returncode == 0
     set_params(tree, lora={"r": 16}, engine={"lora_target_modules": ["attn_q", "attn_k", "attn_v", "attn_dense"]})
     done = run_in(tree, "make", "reproduce", environment=without_docker(tmp_path))
@@ -164,7 +164,7 @@ def test_an_engine_needs_as_many_gpus_as_share_it():
     assert misfit_engine(dataclasses.replace(engine, route="none"), lora, 1) == []
 
 
-def test_an_engine_that_was_built_for_another_machine_is_said_to_be_rebuilt(tree, tmp_path):
+def test_an_engine_of_another_machine_will_be_rebuilt(tree, tmp_path):
     key = {"tensorrt_llm": "1.0.0", "gpu": "sm_90", "image": load_yaml("containers/images.yaml")["images"]["triton"]}
     write_json(tree / "results/embedded/engine/corrected/engine.json", {"not_built": None, "key": key})
     command = ["containers/run", "venv:tools", "python", "-m", "tools.preflight"]
@@ -172,7 +172,7 @@ def test_an_engine_that_was_built_for_another_machine_is_said_to_be_rebuilt(tree
     assert "engine corrected: rebuild: built for sm_90 with TensorRT-LLM 1.0.0, found " in done.stdout, done.stderr
 
 
-def test_what_could_not_be_served_is_said_before_anything_is_built():
+def test_settings_that_cannot_serve_stop_before_building():
     params, images = profile_of("writeup")
     assert misfits(params, images, 1) == []
     params["repository"]["engine_variant"] = "batch-4"

@@ -35,7 +35,7 @@ def publish(tree, *names):
     return run_in(tree, "containers/run", "venv:tools", "python", "-m", "tools.publish", *names)
 
 
-def test_numbers_and_tables_are_published_with_what_made_them_and_weights_never(finished):
+def test_a_publication_holds_numbers_and_no_weights(finished):
     done = publish(finished, "laptop.2-embedded")
     assert done.returncode == 0, done.stderr
     target = finished / "results" / "reference" / "laptop.2-embedded"

@@ -62,7 +62,7 @@ def test_a_chat_adds_no_token_and_an_unknown_word_is_one(words):
     assert words["chat"] == [5, 7] and words["unknown"] == [0, 0, 0]
 
 
-def test_prompts_are_exactly_as_long_as_asked_and_no_two_begin_alike(tree, folder, tmp_path):
+def test_prompts_have_exact_lengths_and_unique_beginnings(tree, folder, tmp_path):
     prompts = ["containers/run", "venv:client", "python3", "stages/workers/prompts.py", folder]
     outs = [tmp_path / "first.jsonl", tmp_path / "again.jsonl", tmp_path / "other.jsonl"]
     for out, seed in zip(outs, ("42", "42", "43"), strict=True):
@@ -76,7 +76,7 @@ def test_prompts_are_exactly_as_long_as_asked_and_no_two_begin_alike(tree, folde
     assert outs[0].read_text() == outs[1].read_text() != outs[2].read_text()
 
 
-def test_a_bos_that_the_server_will_put_in_front_is_one_of_a_prompts_tokens(tree, folder, tmp_path):
+def test_the_servers_bos_counts_in_a_prompts_length(tree, folder, tmp_path):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     word = next(iter(tokenizer["model"]["vocab"]))
     tokenizer["post_processor"] = {
@@ -104,7 +104,7 @@ def test_more_prompts_than_words_is_one_line(tree, tmp_path):
 # The config.
 
 
-def test_gpt_oss_is_the_published_one_with_its_experts_alone_in_mxfp4(folder):
+def test_only_the_experts_of_gpt_oss_are_mxfp4(folder):
     config = json.loads((folder / "config.json").read_text())
     assert config == shape("gpt-oss-20b")
     assert config["quantization_config"] == {
@@ -163,7 +163,7 @@ def weights(found):
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "int4-g128", "bf16"])
-def test_the_files_hold_exactly_the_bytes_that_the_roofline_counts(weights, name):
+def test_weight_files_have_the_bytes_of_the_roofline(weights, name):
     config = weights["moe" if name == "mxfp4" else "llama"]
     # All experts are in use by so many tokens; the embedding table is in the file whole and read a row a token.
     tokens = 1000
@@ -181,11 +181,11 @@ def test_packed_weights_have_the_models_shape_and_spread(weights):
     assert weights["int4"]["spread"] == pytest.approx(0.02, rel=0.02)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(weights):
+def test_the_seed_decides_the_weights(weights):
     assert weights["same_seed"] and not weights["other_seed"]
 
 
-def test_random_weights_route_almost_evenly_and_dummy_weights_to_the_same_experts(weights):
+def test_random_weights_route_evenly_and_dummy_weights_do_not(weights):
     evenly = 32 * (1 - (28 / 32) ** 16)  # 28.2 of 32
     assert weights["experts"] == pytest.approx(evenly, rel=0.05)
     assert weights["experts_with_dummy_weights"] < 6

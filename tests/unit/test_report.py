@@ -91,7 +91,7 @@ def test_the_markdown_twin_has_the_same_figures_beside_it(pages, tmp_path, monke
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_figure_lies_beside_its_data_and_the_command_that_made_it(tmp_path, monkeypatch):
+def test_every_figure_has_its_data_and_command_beside_it(tmp_path, monkeypatch):
     checkout(tmp_path, monkeypatch)
     out = tmp_path / "results/embedded/report"
     saved = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
@@ -154,7 +154,7 @@ def outcome(run, verdict, measured=1.0):
     return {"run": run, "verdict": verdict, "measured": measured}
 
 
-def test_the_reason_of_a_verdict_lists_what_speaks_for_or_against_it_and_not_every_variant():
+def test_a_verdicts_reason_lists_only_relevant_variants():
     outcomes = [
         outcome("this checkout", "not comparable", 1.0),
         outcome("this checkout (published variant)", "not comparable", 2.0),
@@ -188,7 +188,7 @@ def test_the_same_results_give_the_same_bytes(pages, tmp_path, monkeypatch):
     assert checkout(tmp_path, monkeypatch) == pages[:2]
 
 
-def test_the_report_works_without_any_result_and_says_what_measures_each_part(tmp_path, monkeypatch):
+def test_an_empty_report_names_the_command_of_each_part(tmp_path, monkeypatch):
     html, markdown = checkout(tmp_path, monkeypatch, runs=())
     for command in ("make reproduce", "dvc repro finetune@lora finetune@qlora", "dvc repro vram", "dvc repro chat",
                     "dvc repro bench@base", "make publish NAME=..."):  # fmt: skip
@@ -232,7 +232,7 @@ def test_a_faster_variant_stands_beside_the_recipe_of_its_method(h200, method):
     assert row_of(table, f"{method}-short")[2] == "1.0x"
 
 
-def test_what_was_stopped_early_has_its_whole_time_marked_as_extrapolated(h200):
+def test_the_time_of_a_shortened_run_is_extrapolated(h200):
     chapter, metrics = h200
     seconds = metrics["lora-short"]["seconds_per_step_median"] * 111
     assert row_of(chapter.split("### How fast")[1].split("**What")[0], "lora-short")[6] == f"≈ {seconds:,.0f}"
@@ -253,7 +253,7 @@ def section(text, heading):
     return text.split(f"### {heading}")[1].split("### ")[0]
 
 
-def test_several_gpus_stand_beside_one_with_speed_up_and_efficiency(h200):
+def test_several_gpus_show_speedup_and_efficiency(h200):
     chapter, metrics = h200
     table = section(chapter, "On several GPUs: h200-weightless")
     one = metrics["lora-tuned-1-gpu"]["seconds_per_step_median"]
@@ -266,7 +266,7 @@ def test_several_gpus_stand_beside_one_with_speed_up_and_efficiency(h200):
     assert table.count("](scaling-lora-tuned-1-gpu-h200-weightless.svg)") == 1
 
 
-def test_other_seeds_have_their_spread_beside_the_distance_from_the_recipe(h200):
+def test_the_spread_of_seeds_is_shown_beside_the_difference(h200):
     chapter, metrics = h200
     table = section(chapter, "What another seed changes: h200-weightless")
     best = [metrics[f"lora-tuned{seed}"]["eval_loss_best"] for seed in ("", "-seed-43", "-seed-44")]
@@ -276,7 +276,7 @@ def test_other_seeds_have_their_spread_beside_the_distance_from_the_recipe(h200)
     assert f"own 21 steps, with its seed, lora-tuned-short ends {apart:.3f} from it" in table.replace("\\", "")
 
 
-def test_what_has_a_table_of_its_own_is_left_out_of_the_speeds_and_loss_curves(h200):
+def test_variants_with_own_tables_are_not_repeated(h200):
     chapter, _ = h200
     speeds = section(chapter, "How fast: h200-weightless")
     assert "gpu" not in speeds.split("**What differs")[1] and "seed" not in speeds.split("**What differs")[1]
@@ -288,7 +288,7 @@ def test_a_run_without_gpus_or_other_seeds_has_neither_table(pages):
     assert "On several GPUs" not in pages[1] and "What another seed changes" not in pages[1]
 
 
-def test_predicted_memory_stands_beside_the_measured_and_the_published(tmp_path, monkeypatch):
+def test_memory_is_predicted_measured_and_published_in_a_row(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "results/reference/h200-weightless", tmp_path / "results/reference/h200-weightless")
     _, markdown = checkout(tmp_path, monkeypatch, runs=())
     run = tmp_path / "results/reference/h200-weightless"
@@ -300,7 +300,7 @@ def test_predicted_memory_stands_beside_the_measured_and_the_published(tmp_path,
     assert row_of(markdown.split("## Memory")[1], "lora-tuned")[4].startswith("≈ ")
 
 
-def test_both_templates_stand_side_by_side_with_token_ids_and_loss(h200):
+def test_both_templates_are_shown_with_token_ids_and_loss(h200):
     chapter, metrics = h200
     published, corrected = row_of(chapter, "published (published)"), row_of(chapter, "corrected (llama-2)")
     assert published[1] == "2" and published[2].startswith("1 1 28792") and corrected[2].startswith("1 28792")
@@ -308,7 +308,7 @@ def test_both_templates_stand_side_by_side_with_token_ids_and_loss(h200):
     assert f"lora-short {metrics['lora-short']['eval_loss_best']:.4g}" in corrected[-1]
 
 
-def test_the_flag_that_the_trainer_clears_is_explained_where_it_is_cleared(h200, pages):
+def test_a_flag_cleared_by_the_trainer_is_explained(h200, pages):
     assert h200[0].count("hands the setting to peft") == 1
     assert pages[1].count("hands the setting to peft") == 1  # of two runs, one has checkpointing
 

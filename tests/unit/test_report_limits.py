@@ -46,13 +46,13 @@ def tables(blocks):
     return [[list(row) for row in block[2]] for block in blocks if block[0] == "table"]
 
 
-def test_a_limit_is_its_fastest_probe_beside_the_makers_figure_and_its_source(report):
+def test_a_limit_is_its_fastest_probe_beside_the_datasheet(report):
     table, _ = tables(report(measured("NVIDIA H200", [{"name": "NVIDIA H200"}], GOOD)))
     assert table[0][2:6] == ["memory", "4,200 GB/s", "sum", "4,100 GB/s"]
     assert table[0][7:] == ["4,800 GB/s (https://www.nvidia.com/en-us/data-center/h200/)", "88%"]
 
 
-def test_a_probe_that_could_not_run_says_why_and_fp8_has_then_no_limit(report):
+def test_a_failed_probe_gives_a_reason_and_no_fp8_limit(report):
     table, served = tables(report(measured("NVIDIA A100-SXM4-80GB", [{"name": "NVIDIA A100-SXM4-80GB"}])))
     assert table[2][3:5] == ["not measured", "no FP8 matrix units"] and table[0][7:] == ["—", "—"]
     assert {row[-1] for row in served if row[1] == "fp8"} == {"not measured"}
@@ -68,7 +68,7 @@ def test_every_model_and_format_has_its_limit_at_1_16_and_64(report):
     assert 305 < apart < limit < 1000 / 3.22
 
 
-def test_runs_on_one_kind_of_gpu_share_a_table_by_the_one_with_the_most_bandwidth(report):
+def test_runs_on_the_same_gpu_share_the_fastest_limits(report):
     h200, h100 = (measured(name, [{"name": name}], GOOD) for name in ("NVIDIA H200", "NVIDIA H100"))
     blocks = report(h200 | {"bytes_per_second": 4.1e12}, h100, h200)
     assert [block[2] for block in blocks if block[0] == "heading"][1:] == [
@@ -79,7 +79,7 @@ def test_runs_on_one_kind_of_gpu_share_a_table_by_the_one_with_the_most_bandwidt
     assert tables(blocks)[1][0][5] == "3.23"  # ms a step at 4.2 TB/s, as by hand above
 
 
-def test_a_machine_without_a_gpu_shows_its_limits_alone_and_no_run_shows_nothing(report):
+def test_a_machine_without_a_gpu_shows_its_limits(report):
     assert report(None) == []
     blocks = report(measured("some CPU, 2 threads", []))
     assert [block[0] for block in blocks] == ["heading", "text", "table"]

@@ -61,7 +61,7 @@ def test_the_readmes_figure_is_the_one_of_the_third_finding(found):
     assert "1,253" in labels and labels == re.findall(r"<text[^>]*>([^<]+)<", drawn)
 
 
-def test_triton_is_held_against_its_own_engine_where_there_is_an_interval():
+def test_triton_is_compared_with_its_engine_by_interval():
     def run(low, alone="vLLM 1"):
         servers = [{"label": "triton", "engine": "vLLM 1 behind Triton 2"}, {"label": "vllm", "engine": alone}]
         row = {"server": "triton", "divided_by": "vllm", "load": "c=1"}

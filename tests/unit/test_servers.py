@@ -35,7 +35,7 @@ def ranks(command):
     return [Contract("tritonserver").parse(["tritonserver", *part.split()[3:]])[0] for part in parts]
 
 
-def test_a_tensorrt_llm_repository_is_served_in_the_foreground_by_one_tritonserver_a_gpu(project):
+def test_tensorrt_llm_starts_a_tritonserver_for_each_gpu(project):
     project("repository/base/repository.json", {"engine_is_stand_in": False, "world_size": 2})
     first, second = ranks(Triton("base", every_input()).command([]))
     for rank, given in enumerate((first, second)):
@@ -61,7 +61,7 @@ class Load:
 
 
 @pytest.mark.parametrize("model", ["base", "lora"])
-def test_trtllm_serve_is_asked_by_genai_perf_for_pinned_lengths_and_for_its_adapter(project, model):
+def test_genai_perf_asks_trtllm_serve_for_pinned_lengths(project, model):
     adapters = {"1": "/a/adapter"} if model == "lora" else {}
     project(f"trtllm_serve/{model}/serve.json", {"not_built": None, "command": ["trtllm-serve"], "adapters": adapters})
     server = Trtllm(model, every_input())
@@ -82,7 +82,7 @@ def test_every_profile_names_an_image_for_every_server():
         assert {"triton", "vllm", "trtllm"} <= images.keys()
 
 
-def test_chat_asks_trtllm_serve_for_each_adapter_under_a_number_of_its_own(monkeypatch, tmp_path):
+def test_chat_numbers_each_adapter_for_trtllm_serve(monkeypatch, tmp_path):
     # The server keeps an adapter under its number: two under one number would answer alike.
     monkeypatch.setattr(remote.socket, "create_connection", lambda *_, **__: io.StringIO())
     monkeypatch.setattr(stream_client, "post", lambda *_: io.StringIO('{"data": [{"id": "model"}]}'))

@@ -37,7 +37,7 @@ def answers(tmp_path_factory):
     return probe(copy_tree(folder / "tree"), "venv:pytorch", "speedups", folder)
 
 
-def test_every_transformers_method_answers_in_every_variant_it_has(answers):
+def test_every_transformers_method_answers_in_every_variant(answers):
     wanted = {f"{name}-corrected" for name in METHODS} | {f"{name}-published" for name in PUBLISHED}
     assert answers.keys() == wanted - {"vllm-corrected", "vllm-published", "compile-corrected"}
     for name, found in answers.items():
@@ -49,7 +49,7 @@ def test_every_transformers_method_answers_in_every_variant_it_has(answers):
     assert sum(one["cpu_seconds"] for found in answers.values() for one in found["answers"]) > 0
 
 
-def test_generate_of_a_wrapped_model_compiles_nothing_and_the_static_cache_does(answers):
+def test_only_the_static_cache_compiles_generate(answers):
     assert (
         answers["compile-published"]["compiled_graphs"] == answers["flash1-compile-published"]["compiled_graphs"] == 0
     )
@@ -58,7 +58,7 @@ def test_generate_of_a_wrapped_model_compiles_nothing_and_the_static_cache_does(
     assert {answers[name]["compiled_graphs"] for name in plain} == {0}
 
 
-def test_the_published_variant_is_the_writeups_call_and_the_corrected_one_pins_the_length():
+def test_only_the_corrected_variant_pins_the_length():
     sampling = {"temperature": 0.8, "top_p": 0.95, "top_k": 50, "repetition_penalty": 1.1}
     published = generate_options(P.method_task("none", "published"), METHODS["none"])
     assert published == {**sampling, "do_sample": True, "max_new_tokens": 24, "use_cache": False}
@@ -83,7 +83,7 @@ def batches(small_tree):
     )
 
 
-def test_every_system_computes_what_was_asked_and_a_static_batch_as_much_as_its_longest_answer(batches):
+def test_a_static_batch_computes_up_to_its_longest_answer(batches):
     lengths = [length for _, length in batches[0]["load"]]
     padded = 2 * max(lengths[:2]) + 2 * max(lengths[2:])
     assert len(set(lengths)) > 1 and padded > sum(lengths)
@@ -98,7 +98,7 @@ def test_two_environments_read_the_same_load(batches):
 # What runs where.
 
 
-def test_each_method_runs_in_the_environment_that_has_it_and_extra_methods_are_not_published():
+def test_each_method_runs_in_its_own_environment():
     found = {task.name: task.image for task in tasks(P, IMAGES)}
     assert {name for name in found if name.endswith("-published")} == {f"{name}-published" for name in PUBLISHED}
     assert (found["vllm-corrected"], found["lookup-corrected"]) == ("venv:vllm", "venv:pytorch")
@@ -127,7 +127,7 @@ def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(tmp_path, monkeypat
     assert found[todo[0].name] == {"made": "before"} and found.keys() == {task.name for task in todo}
 
 
-def test_a_method_that_fails_stands_there_with_its_error_and_the_others_are_measured(tmp_path, monkeypatch):
+def test_a_failed_method_gives_its_error_and_others_go_on(tmp_path, monkeypatch):
     script = tmp_path / "method.py"
     script.write_text("import json, sys\nif 'int8-' in sys.argv[1]: raise ValueError('no kernel for this GPU')\n"
                       "json.dump({'made': sys.argv[1]}, open(sys.argv[2], 'w'))\n")  # fmt: skip
@@ -160,7 +160,7 @@ def measured(machine=CPU):
     return {row["id"]: row for row in rows(P, machine, found, {}, LLAMA, RATES)}
 
 
-def test_the_mean_is_over_answers_and_a_method_is_worth_its_ratio_to_doing_nothing():
+def test_a_method_is_compared_with_no_speedup():
     found = measured()
     assert found["none-corrected"]["tokens_per_second"] == 20 and found["vllm-corrected"]["interval"] == [40, 40]
     low, high = found["none-corrected"]["interval"]
@@ -173,7 +173,7 @@ def test_the_cpu_time_of_a_token_is_over_all_answers():
     assert measured()["none-corrected"]["cpu_seconds_per_token"] == pytest.approx(0.1)
 
 
-def test_the_share_of_the_limit_is_of_reading_every_weight_once_a_token():
+def test_the_limit_reads_every_weight_once_a_token():
     found = measured()["vllm-corrected"]
     bound = closed_loop(LLAMA, "bf16", "bf16", RATES, 1, 34, 24)["apart_tokens_per_second"]
     assert found["share_of_limit"] == pytest.approx(40 / bound)
@@ -190,7 +190,7 @@ def test_what_was_not_measured_stands_there_with_the_reason():
     assert listed["int8-corrected"]["not_measured"] == "params.yaml: speedups.methods has no int8"
 
 
-def test_the_seconds_of_the_writeups_measurement_are_those_of_all_its_methods_or_none():
+def test_total_seconds_need_every_published_method():
     took = [{"variant": "published", "wall_seconds": seconds} for seconds in (60.0, 40.0)]
     other = {"variant": "corrected", "wall_seconds": 7.0}
     assert published_seconds([*took, other]) == 100
@@ -205,7 +205,7 @@ def batch(seconds, digest="a"):
             "made_by": {"image": "venv:a", "versions": {}}}  # fmt: skip
 
 
-def test_systems_are_held_against_static_batches_of_the_same_prompts():
+def test_systems_are_compared_with_static_batches():
     found = {"batch-static": batch([4, 5, 5]), "batch-vllm": batch([1, 1, 2])}
     listed = {one["system"]: one for one in systems(found, {})}
     assert (listed["static"]["tokens_per_second"], listed["vllm"]["over_static"]["ratio"]) == (20, 5)
@@ -228,7 +228,7 @@ def test_wrong_parameters_say_what_to_mend(key, value, message):
         Speedups(**{**asdict(P), key: value})
 
 
-def test_a_wrong_parameter_ends_the_stage_before_anything_is_loaded(tree):
+def test_a_wrong_parameter_stops_before_loading(tree):
     set_params(tree, speedups={"batch_environment": "triton"})
     words = [f"{role}={image}" for role, image in IMAGES.items()]
     done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.speedups", *words)
@@ -249,7 +249,7 @@ def judged(tmp_path, name, **changes):
 RTX = {"model": "llm-jp-1.3b shape", "gpus": GPU["gpus"], "answers": 100, "max_new_tokens": 256}
 
 
-def test_a_figure_of_another_model_or_machine_or_protocol_is_not_comparable(tmp_path):
+def test_another_model_machine_or_protocol_is_not_comparable(tmp_path):
     same = [{"id": "none-published", "tokens_per_second": 44.0}]
     assert judged(tmp_path, "five-baseline", rows=same)["verdict"] == "not comparable"
     assert judged(tmp_path, "five-baseline", rows=same, **RTX)["verdict"] == "reproduced"
@@ -283,7 +283,7 @@ def section(tmp_path, *stages):
     return [*speedups.speedups(ledger, published), *kv_cache.kv_cache(ledger)]
 
 
-def test_the_report_has_every_row_measured_or_not_and_the_writeups_figure(tmp_path):
+def test_the_report_has_every_row_and_its_published_figure(tmp_path):
     blocks = section(tmp_path, "speedups", "kv_cache")
     table = next(block for block in blocks if block[0] == "table" and block[1][0] == "method")
     assert len(table[2]) == len(METHODS) + len(PUBLISHED)
@@ -307,7 +307,7 @@ def test_the_figures_data_are_the_measured_ones(tmp_path):
             assert speed == by_id[f"{method}-{variant}"]["tokens_per_second"]
 
 
-def test_the_recorded_systems_had_the_same_prompts_and_a_static_batch_computes_more_than_is_asked():
+def test_recorded_static_batches_compute_more_than_asked():
     recorded = read_json(REPO / "tests/fixtures/speedups/speedups.json")
     known = {one["system"]: one for one in recorded["systems"] if not one["not_measured"]}
     assert {"static", "continuous"} <= known.keys() and [one["system"] for one in recorded["systems"]] == list(SYSTEMS)

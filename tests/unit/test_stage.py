@@ -72,7 +72,7 @@ def test_a_missing_parameter_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("written", ["2e-4", "2E-4", "2.e-4", "2.0e-4", "0.0002"])
-def test_a_float_is_a_float_in_every_spelling_that_dvc_reads_as_one(tmp_path, written):
+def test_floats_are_read_in_every_spelling_of_dvc(tmp_path, written):
     from dvc.utils.serialize import parse_yaml
 
     text = GOOD.replace("0.1", written)
@@ -123,7 +123,7 @@ def test_japanese_stands_as_itself_in_a_result(tmp_path):
     assert "犬は好き?" in (tmp_path / "chat.json").read_text(encoding="utf-8")
 
 
-def test_work_begun_with_other_parameters_is_removed_and_nothing_else(tmp_path, monkeypatch):
+def test_only_work_of_other_parameters_is_removed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("profile: embedded\n")
     old, new = fingerprint({"r": 4}), fingerprint({"r": 8})
@@ -140,7 +140,7 @@ def test_work_begun_with_other_parameters_is_removed_and_nothing_else(tmp_path, 
     assert (work_dir("finetune-lora", new) / "checkpoint").read_text() == "y"
 
 
-def test_a_fingerprint_changes_with_a_setting_and_with_a_byte_of_a_file(tmp_path):
+def test_a_setting_or_a_byte_changes_the_fingerprint(tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text("a")
     first = fingerprint({"a": 1, "b": 2}, [file])
@@ -170,7 +170,7 @@ def test_each_gpu_stands_in_the_result_with_memory_and_driver(tmp_path, monkeypa
     ]
 
 
-def test_a_gpu_that_shares_the_machines_memory_has_no_figure_of_its_own(tmp_path, monkeypatch):
+def test_a_gpu_with_shared_memory_reports_no_memory(tmp_path, monkeypatch):
     fake_nvidia_smi(tmp_path, monkeypatch, "echo 'NVIDIA GB10, [N/A], 580.95.05'")
     assert gpu.gpus() == [{"name": "NVIDIA GB10", "memory_mib": None, "driver": "580.95.05"}]
 
@@ -216,7 +216,7 @@ def test_ctrl_c_ends_a_stage_with_130_and_says_how_to_go_on():
     assert done.stderr.strip() == "stopped by Ctrl-C; run the same command again to go on"
 
 
-def test_a_full_disk_ends_a_stage_with_one_line_and_leaves_the_old_result_whole(tree):
+def test_a_full_disk_leaves_the_old_result_whole(tree):
     folder = tree / "results" / "embedded" / "machine"
     folder.mkdir(parents=True)
     (folder / "machine.json").write_text("the old one")

@@ -23,7 +23,7 @@ def answered(first, seconds, tokens=4, text="a"):
 # What is made of the answers.
 
 
-def test_the_first_answer_to_each_prompt_is_warm_up_and_the_rest_gives_median_and_range():
+def test_the_first_answer_to_a_prompt_is_warm_up():
     told = {"answers": [answered(9, 9), answered(8, 8), *[answered(t, 2 * t) for t in (0.1, 0.5, 0.3, 0.6, 0.2, 0.7)]]}
     rows = {row["prompt"]: row for row in by_prompt("vllm", told, ["who", "potato"])}
     assert [rows["who"][f"ttft_seconds{end}"] for end in ("", "_min", "_max")] == [0.2, 0.1, 0.3]
@@ -31,13 +31,13 @@ def test_the_first_answer_to_each_prompt_is_warm_up_and_the_rest_gives_median_an
     assert rows["who"]["tokens_per_second"] == pytest.approx(4 / 0.4)
 
 
-def test_a_client_that_does_not_stream_has_no_time_to_the_first_token():
+def test_a_client_without_streaming_has_no_first_token_time():
     told = {"answers": [answered(2, 2, tokens=None), answered(3, 3, tokens=None)]}
     (row,) = by_prompt("triton", told, ["who"])
     assert row["ttft_seconds"] is None and row["tokens_per_second"] is None and row["seconds"] == 3
 
 
-def test_the_ensemble_and_each_instance_count_are_cases_at_each_concurrency():
+def test_each_instance_count_is_a_case_at_each_concurrency():
     assert [case[0] for case in bls_cases(P)] == [
         "ensemble-1",
         "bls_1-1",
@@ -130,7 +130,7 @@ def sse(name, monkeypatch, **request):
     return list(client.pieces(http.Request(**{**asked, **request}))), sent[-1]
 
 
-def test_the_stream_of_vllm_is_text_in_pieces_and_a_count_at_the_end(monkeypatch):
+def test_a_vllm_stream_ends_with_a_token_count(monkeypatch):
     pieces, body = sse("vllm.sse", monkeypatch)
     texts, counts = zip(*pieces, strict=True)
     assert re.search("[ぁ-ん]", "".join(texts)) and "\ufffd" not in "".join(texts)
@@ -139,7 +139,7 @@ def test_the_stream_of_vllm_is_text_in_pieces_and_a_count_at_the_end(monkeypatch
     assert "min_tokens" not in body
 
 
-def test_an_adapter_is_a_model_at_vllm_and_a_request_field_at_trtllm_serve(monkeypatch):
+def test_vllm_and_trtllm_serve_name_adapters_differently(monkeypatch):
     _, body = sse("vllm.sse", monkeypatch, adapter="lora", min_tokens=8)
     assert (body["model"], body["min_tokens"], body["ignore_eos"]) == ("lora", 8, True)
     client = stream_client.TrtLlm("http://localhost", "model", {"lora": lora_request(1, "/adapters/lora")})
@@ -149,7 +149,7 @@ def test_an_adapter_is_a_model_at_vllm_and_a_request_field_at_trtllm_serve(monke
     }
 
 
-def test_triton_gets_no_task_id_for_the_base_model_and_greedy_as_one_candidate():
+def test_triton_gets_no_task_id_for_the_base_model():
     asked = http.Request("a", None, 8, 0, 0.0, 1.0, 1)
     assert stream_client.triton_inputs(asked, {}) == {
         "max_tokens": 8,

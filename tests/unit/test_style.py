@@ -84,7 +84,7 @@ def test_sentence_length_is_the_mean_of_the_finished_ones():
     assert measure("sentence_characters", "それは、猫", cut=True) is None
 
 
-def test_the_first_person_is_a_pronoun_not_a_part_of_another_word():
+def test_a_first_person_pronoun_is_a_whole_word():
     assert measure("first_person_sentences", "私です。私たちも。犬です。僕だ。") == 3 / 4
     assert measure("first_person_sentences", "私立です。しおれています。自分でします。") == 0
 
@@ -141,7 +141,7 @@ def test_english_sentences_tell_who_speaks_and_how_surely():
     assert measure("hedged_sentences", "It is so, I think. It is so. Perhaps! Rathering is no word.") == 2 / 4
 
 
-def test_the_english_personas_answers_are_told_from_a_plain_assistants():
+def test_the_english_persona_differs_from_a_plain_assistant():
     answers = [Answer(row["output"], False) for row in read_rows(REPO / "data" / "persona.en.jsonl")]
     plain = Answer("There are many ways to pass the time. You can watch a film, read a book or go for a walk.", False)
     for name, least in (("commas_per_word", 0.15), ("sentences_with_i", 0.3), ("hedged_sentences", 0.2)):
@@ -175,12 +175,12 @@ def test_a_mean_is_weighted_by_the_tokens_of_its_rows():
     assert interval([2.0] * 6, [1, 2, 3, 4, 5, 6], P) == {"rows": 6, "mean": 2.0, "low": 2.0, "high": 2.0}
 
 
-def test_rows_without_a_value_are_left_out_and_five_rows_make_no_interval():
+def test_five_rows_make_no_interval():
     assert interval([1, 1, None, 1, 1, 1, 7, None][:6], [1] * 6, P) == {"rows": 5, "mean": 1, "low": None, "high": None}
     assert interval([None, None], [1, 1], P) == {"rows": 0, "mean": None, "low": None, "high": None}
 
 
-def test_a_small_difference_on_every_row_is_seen_through_rows_that_differ_much():
+def test_a_paired_difference_shows_despite_spread_of_rows():
     first = [float(10 * n) for n in range(10)]
     second = [value + 1 + (-0.5) ** n for n, value in enumerate(first)]
     ours, theirs = interval(first, ALIKE, P), interval(second, ALIKE, P)
@@ -229,7 +229,7 @@ def measured():
     return score(answers, losses, [20] * 10, P)
 
 
-def test_every_measure_has_means_of_all_groups_distances_and_a_verdict_a_pair(measured):
+def test_every_measure_has_means_distances_and_verdicts(measured):
     assert list(measured) == ["completion_loss", *(one.__name__ for one in MEASURES["ja"])]
     for name, entry in measured.items():
         assert list(entry["means"]) == list(MODELS) if name == "completion_loss" else set(entry["means"]) == set(GROUPS)
@@ -342,7 +342,7 @@ def test_the_stage_finds_the_loss_that_the_trainer_found(found, trained):
     assert means["base"]["mean"] == pytest.approx(math.log(32000), abs=0.5) and means["base"]["rows"] == 4
 
 
-def test_with_random_weights_all_that_is_written_says_so_and_judges_nothing(found):
+def test_random_weights_are_named_and_give_no_verdict(found):
     written = read_json(found[1] / "style.json")
     assert written["weights"] == "random" and "mean nothing" in written["remarks"][0]
     assert "mean nothing" in (found[1] / "style.md").read_text()

@@ -64,7 +64,7 @@ def test_kana_come_one_by_one_and_none_of_them_in_parts(fallback):
 
 
 @pytest.mark.parametrize("fallback", [False, True])
-def test_the_pieces_are_the_stripped_text_and_no_piece_holds_half_a_character(fallback):
+def test_no_streamed_piece_splits_a_character(fallback):
     draw = random.Random(0)
     for _ in range(200):
         text = "".join(draw.choices("aé犬の🐕𠮷\u3000 \n\t。", k=draw.randint(1, 30)))
@@ -77,7 +77,7 @@ def test_a_character_that_is_cut_through_is_left_out():
     assert streamed("猫犬".encode()[:-1], fallback=True) == ["猫"]
 
 
-def test_bytes_that_are_no_text_and_the_terminals_own_codes_are_shown_as_such():
+def test_control_codes_and_invalid_bytes_are_escaped():
     assert "".join(streamed(b"a\xffb\x1b[2Jc\td\n\x07e")) == "a\ufffdb\ufffd[2Jc\td\n\ufffde"
 
 
@@ -107,13 +107,13 @@ def test_an_answer_that_was_cut_names_the_parameter():
 # Before any model is loaded.
 
 
-def test_help_names_the_adapters_and_says_that_no_question_knows_the_last_one(tree):
+def test_help_names_adapters_and_that_turns_are_independent(tree):
     done = run_in(tree, *CHAT, "--help")
     said = " ".join(done.stdout.split())
     assert done.returncode == 0 and SINGLE_TURNS in said and "--once TEXT" in said and "none: the base model" in said
 
 
-def test_a_missing_adapter_names_the_command_that_makes_it_and_make_takes_lora(tree):
+def test_a_missing_adapter_names_its_command(tree):
     done = run_in(tree, "make", "chat")
     line = (
         "error: results/embedded/finetune/lora/adapter: there is no adapter; "
@@ -164,7 +164,7 @@ def words_of(tmp_path):
     return (tmp_path / "words").read_text().split("\0")[:-1]
 
 
-def test_the_talk_runs_in_the_image_of_the_profile_with_its_stdin(in_docker, tmp_path):
+def test_chat_runs_in_the_profiles_image_with_its_stdin(in_docker, tmp_path):
     assert run_in(in_docker, "make", "chat", "ADAPTER=none").returncode == 0
     words = words_of(tmp_path)
     image = f"example.org/a:1@sha256:{'0' * 64}"
@@ -173,7 +173,7 @@ def test_the_talk_runs_in_the_image_of_the_profile_with_its_stdin(in_docker, tmp
 
 
 @pytest.mark.parametrize("question", ['What\'s "this"? `id` $(id) \\ *', "two\nlines", "--help", "猫"])
-def test_make_hands_a_question_on_as_it_is_and_leaves_the_callers_stdin_alone(in_docker, tmp_path, question):
+def test_make_passes_a_question_unchanged(in_docker, tmp_path, question):
     # From the environment: as a word of make's own, a $ is written $$.
     done = run_in(in_docker, "make", "chat", "ADAPTER=none", environment={"ONCE": question})
     assert done.returncode == 0, done.stderr
@@ -208,7 +208,9 @@ def brief(small_tree, trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def wordy(small_tree, tmp_path_factory):
     """The tiny model with answers that take half a minute."""
-    return copied(small_tree, tmp_path_factory.mktemp("wordy"), max_new_tokens=20000, temperature=0.0, repetition_penalty=1.0)
+    return copied(
+        small_tree, tmp_path_factory.mktemp("wordy"), max_new_tokens=20000, temperature=0.0, repetition_penalty=1.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +224,7 @@ def test_real_tokenizers_give_whole_characters_at_once(told):
         assert found["characters"] / found["pieces"] < 2
 
 
-def test_once_prints_the_answer_only_and_asks_with_the_variants_own_template(brief, told):
+def test_once_prints_only_the_answer(brief, told):
     def once(adapter):
         return run_in(brief, "make", "chat", f"ADAPTER={adapter}", "ONCE=犬は好き?", environment=ONE_THREAD)
 
@@ -251,7 +253,7 @@ def test_questions_down_a_pipe_are_each_answered_on_their_own(brief, told):
     assert "\x1b" not in said
 
 
-def test_a_reader_that_has_enough_ends_the_answer_without_a_traceback(wordy):
+def test_a_closed_pipe_ends_the_answer_without_traceback(wordy):
     pipe = f"set -o pipefail; {' '.join(CHAT)} none --once 犬は好き? | head -c 1"
     done = run_in(wordy, "bash", "-c", pipe, environment=ONE_THREAD, timeout=60)
     assert len(done.stdout) == 1 and done.returncode == 128 + 13
@@ -264,7 +266,7 @@ def on_terminal(tree):
     return Terminal("bash", "-c", script, cwd=tree, env=variables() | ONE_THREAD | {"TERM": "dumb"})
 
 
-def test_ctrl_c_stops_an_answer_that_streams_and_ctrl_d_ends_the_talk(wordy):
+def test_ctrl_c_stops_an_answer_and_ctrl_d_ends_the_chat(wordy):
     with on_terminal(wordy) as terminal:
         start = terminal.until("> ")
         assert "tiny with no adapter, template llama-2\n" in start and SINGLE_TURNS in start

@@ -57,7 +57,7 @@ def test_the_writeups_server_is_what_gpt_oss_dev_takes(made):
     assert options["enable_attention_dp"] is False
 
 
-def test_adapters_are_served_by_the_release_with_their_modules_and_rank(made):
+def test_the_release_serves_adapters_with_modules_and_rank(made):
     out = made("lora", tp_size=2)
     assert made.done.returncode == 0, made.done.stderr
     given, _, options = served(out, "1.0.0")
@@ -105,7 +105,7 @@ def test_without_the_image_it_says_so_in_a_moment(made):
     assert json.loads((out / "serve.json").read_text())["not_built"] == "no trtllm-serve in venv:tools"
 
 
-def test_half_a_cache_of_compiled_kernels_is_gone_before_the_server_starts(made, tmp_path):
+def test_a_partial_kernel_cache_is_deleted_before_start(made, tmp_path):
     words = json.loads((made("base") / "serve.json").read_text())["command"]
     (tmp_path / ".cache" / "flashinfer").mkdir(parents=True)
     (tmp_path / "trtllm-serve").write_text('#!/bin/sh\nls -A "$HOME/.cache"; echo "$@"\n')

@@ -28,14 +28,14 @@ def test_llama_2_7b_with_rank_4_trains_9994240_of_6748409856():
     assert f"{found['trainable_percent']:.4f}" == "0.1481"
 
 
-def test_full_fine_tuning_takes_12_bytes_a_parameter_and_81_gb_for_7b():
+def test_full_fine_tuning_of_7b_takes_81_gb():
     found = predict(shape("llama-2-7b"), Lora(4, 8, 0.1, ALL))["full"]
     assert found["bytes_per_parameter"] == 12
     assert found["total_bytes"] == 12 * 6_738_415_616
     assert 80.8e9 < found["total_bytes"] < 80.9e9  # "84 GB" takes the model for 7.0 billion
 
 
-def test_lora_keeps_the_weights_and_qlora_a_quarter_of_the_linear_ones():
+def test_qlora_keeps_a_quarter_of_the_linear_weights():
     found = predict(shape("llama-2-7b"), Lora(4, 8, 0.1, ALL))
     assert found["lora"]["weights_bytes"] == 2 * 6_738_415_616
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
@@ -59,7 +59,7 @@ def test_the_terms_add_up():
             assert sum(entry[part] for part in parts) == entry["total_bytes"]
 
 
-def test_for_random_shapes_the_counts_are_those_of_transformers_and_peft(tree):
+def test_parameter_counts_match_transformers_and_peft(tree):
     cases = probe(tree, "venv:pytorch", "adapters", 30)
     assert [case for case in cases if case["ours"] != case["theirs"]] == []
     configs = [case["config"] for case in cases]  # the cases are what they are meant to be
@@ -87,7 +87,7 @@ def test_an_unknown_shape_lists_the_known_ones(tree):
 # Counted by hand from Table 2 of arXiv 2205.05198 and from the rule of thumb of arXiv 1910.02054.
 
 
-def test_the_activations_of_gpt_2_are_those_of_the_published_formulas():
+def test_gpt_2_activations_match_the_published_formulas():
     found = gpt_activations(**GPT2_XL)
     assert {name: round(size / 1e9, 1) for name, size in found.items()} == {
         "whole_bytes": 286.9, "flash_attention_bytes": 85.6, "checkpointed_bytes": 11.0, "rule_bytes": 60.4,
@@ -100,7 +100,7 @@ def test_the_activations_of_gpt_2_are_those_of_the_published_formulas():
 # The allocator.
 
 
-def test_small_tensors_share_segments_of_2_mib_and_large_ones_get_their_own():
+def test_small_tensors_share_2_mib_segments_large_ones_do_not():
     gpu = Allocator()
     for _ in range(4):
         gpu.malloc(512 * 1024 - 100)
@@ -111,7 +111,7 @@ def test_small_tensors_share_segments_of_2_mib_and_large_ones_get_their_own():
     assert (gpu.allocated, gpu.reserved) == (24 * MIB, 42 * MIB)  # its own, in steps of 2: 1 MiB is not split off
 
 
-def test_a_freed_block_serves_what_fits_and_its_neighbours_become_one():
+def test_a_freed_block_is_reused_and_merged_with_neighbours():
     gpu = Allocator()
     whole = gpu.malloc(40 * MIB)
     gpu.free(whole)
@@ -123,7 +123,7 @@ def test_a_freed_block_serves_what_fits_and_its_neighbours_become_one():
     assert (gpu.allocated, gpu.reserved) == (40 * MIB, 40 * MIB)
 
 
-def test_a_freed_block_serves_nothing_larger_so_growing_tensors_leave_slack():
+def test_growing_tensors_cannot_reuse_freed_blocks():
     gpu = Allocator()
     for size in (20, 40, 60):
         gpu.free(gpu.malloc(size * MIB))
@@ -171,7 +171,7 @@ def steps(small_tree):
     return probe(small_tree, "venv:pytorch", "kept", 20)
 
 
-def test_for_random_models_and_settings_the_saved_tensors_are_those_of_torch_to_the_byte(steps):
+def test_saved_tensors_match_torch_to_the_byte(steps):
     assert [(rehearsed(case)[0], case) for case in steps if rehearsed(case)[0] != case["kept"]] == []
     for key, values in {
         "method": METHODS,
@@ -183,14 +183,14 @@ def test_for_random_models_and_settings_the_saved_tensors_are_those_of_torch_to_
     assert any(len(set(case["lengths"])) > 1 and not case["padding_free"] for case in steps)
 
 
-def test_for_random_models_and_settings_the_peak_of_live_tensors_is_torchs_within_2_percent(steps):
+def test_the_peak_matches_torch_within_2_percent(steps):
     off = {number: rehearsed(case)[1] / case["peak"] - 1 for number, case in enumerate(steps)}
     assert {number: error for number, error in off.items() if abs(error) > 0.02} == {}
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_the_formula_of_what_a_layer_keeps_is_what_a_layer_more_keeps(method, dropout):
+def test_the_layer_formula_matches_one_more_layer(method, dropout):
     config = shape("llama-2-7b") | {"num_key_value_heads": 8}
     of, lora = setting(method=method, dropout=dropout), Lora(4, 8, dropout, ALL)
 
@@ -253,7 +253,7 @@ def beside():
     return {run["variant"]: (predicted(run), run["memory"], run["settings"]) for run in runs}
 
 
-def test_what_torch_allocates_is_predicted_within_5_percent_in_every_phase_of_every_run(beside):
+def test_torch_allocations_are_predicted_within_5_percent(beside):
     off = {
         (variant, phase): found["phases"][phase]["allocated_bytes"] / MIB / peaks["torch_allocated_peak_mib"] - 1
         for variant, (found, memory, _) in beside.items()
@@ -265,7 +265,7 @@ def test_what_torch_allocates_is_predicted_within_5_percent_in_every_phase_of_ev
         assert {f"{method}-{name}" for method in METHODS} <= beside.keys()
 
 
-def test_the_process_is_predicted_within_5_percent_where_the_layers_are_not_compiled(beside):
+def test_uncompiled_processes_are_predicted_within_5_percent(beside):
     # A compiled layer asks for other pieces than its model here, and with rows of many lengths the pieces that nobody
     # can use again are a fifth of the process: there the slack is a guess.
     off = {
@@ -276,7 +276,7 @@ def test_the_process_is_predicted_within_5_percent_where_the_layers_are_not_comp
     assert {variant: error for variant, error in off.items() if abs(error) > 0.05} == {} and len(off) >= 8
 
 
-def test_compiled_qlora_keeps_every_weight_that_it_wrote_out_in_bf16(beside):
+def test_compiled_qlora_keeps_every_dequantized_weight(beside):
     found, memory, _ = beside["qlora-tuned"]
     linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert 0.98 * 2 * linear < found["terms"]["dequantised"] < 1.02 * 2 * linear
@@ -297,7 +297,7 @@ def finetune_params(**changes):
     return Finetune(**given | changes)
 
 
-def test_the_largest_micro_batch_of_the_run_is_rehearsed_even_if_most_are_not():
+def test_the_largest_micro_batch_is_always_simulated():
     lengths = list(range(1, 1000))
     steps = training_steps(finetune_params(epochs=3), lengths)
     assert sum(map(len, steps)) == LIMIT and all(len(step) == 2 for step in steps)
@@ -306,14 +306,14 @@ def test_the_largest_micro_batch_of_the_run_is_rehearsed_even_if_most_are_not():
     assert short == [[Batch(4, 5, False)] * 2]
 
 
-def test_rows_end_to_end_have_no_padding_and_packed_rows_one_length():
+def test_padding_free_rows_have_no_padding():
     (one,) = training_steps(finetune_params(padding_free=True, accumulation=1), [3, 4, 5, 6])
     assert one == [Batch(1, 18, False)]
     packed = training_steps(finetune_params(packing=64, micro_batch=2, max_steps=2, accumulation=1), [100] * 20)
     assert packed == [[Batch(2, 64, False)]] * 2
 
 
-def test_variants_of_the_same_steps_are_rehearsed_once_whatever_their_seed_and_where_they_would_stop(monkeypatch):
+def test_variants_with_the_same_steps_are_simulated_once(monkeypatch):
     rehearsed = []
 
     def note(config, lora, method, p, rows):
@@ -365,7 +365,7 @@ def test_the_table_holds_every_shape_and_the_model_in_use(small_tree):
     assert terms.count("\n| ") == len(TERMS) + 2  # and slack and context
 
 
-def test_every_method_and_variant_has_terms_that_add_up_to_the_process(small_tree):
+def test_the_memory_terms_add_up_to_the_process(small_tree):
     written = json.loads((stage(small_tree, "venv:tools", "vram") / "vram.json").read_text())["finetune"]
     suffixes = ("", "-published", "-tuned", "-memory-1x2048")
     assert {method + suffix for method in METHODS for suffix in suffixes} <= written["variants"].keys()
