@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import psutil
@@ -161,12 +162,39 @@ class Progress(logging.Handler):
                 print(f"\r\033[K{words}", end="", file=self.terminal, flush=True)
 
 
+def spare_yaml():
+    """Spare DVC the parsing that takes most of a run in which nothing changed: it parses params.yaml at every stage and
+    dvc.lock at every look at the graph, and writes dvc.lock anew after a stage whose entry stays the same."""
+    from dvc.dvcfile import Lockfile
+    from dvc.stage.serialize import to_lockfile
+    from dvc.utils import strictyaml
+    from dvc.utils.serialize import _yaml
+
+    parse, dump, parsed = _yaml.parse_yaml, Lockfile.dump_stages, {}
+
+    def parse_once(text, path, typ="safe"):
+        if typ != "safe":  # with comments, to be written again
+            return parse(text, path, typ)
+        if text not in parsed:
+            parsed[text] = parse(text, path)
+        return deepcopy(parsed[text])
+
+    def dump_changed(self, stages, **options):
+        entries = self.load().get("stages", {})
+        if any(entries.get(stage.name) != to_lockfile(stage, **options)[stage.name] for stage in stages):
+            dump(self, stages, **options)
+
+    _yaml.parse_yaml = strictyaml.parse_yaml = parse_once
+    Lockfile.dump_stages = dump_changed
+
+
 def run_stages(profile, minutes):
     """Run what changed; UserError with the end of the log of a stage that fails."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.repo.reproduce import get_active_graph, plan_repro
 
+    spare_yaml()
     verbose = bool(os.environ.get("VERBOSE"))
     with Repo() as repo:
         stages = [stage for stage in repo.index.stages if Path(stage.path).name == "dvc.yaml"]

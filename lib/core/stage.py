@@ -9,6 +9,8 @@ import hashlib
 import json
 import re
 import sys
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -79,11 +81,17 @@ def load_yaml(path):
         raise UserError(f"{path}: there is no such file") from None
 
 
+@cache
+def load_once(text):
+    """A YAML text as data that nobody may change: every section of params.yaml is read by a call of its own."""
+    return yaml.load(text, Loader)
+
+
 def parse_yaml(text, path):
     """The data of a YAML text that stands, or is to stand, at a path; see load_yaml."""
     beside = Path(path).with_name("experiments.yaml")
     try:
-        data = yaml.load(text, Loader)
+        data = deepcopy(load_once(text))
         if Path(path).name == "params.yaml" and beside.exists():
             for section, values in load_yaml(beside).items():
                 data[section] = {**values, **data.get(section, {})}

@@ -4,6 +4,11 @@ import re
 
 import pytest
 from conftest import copy_tree, run_in
+from dvc.dvcfile import Lockfile
+from dvc.utils import strictyaml
+from dvc.utils.serialize import _yaml
+
+from tools.reproduce import spare_yaml
 
 # Two stages in the place of the graph, and the verdicts that the last lines read.
 GRAPH = """\
@@ -11,6 +16,7 @@ stages:
   first:
     cmd: echo "much chatter"; mkdir -p results/embedded/claims results/embedded/report; touch first
     outs: [first]
+    always_changed: true
   second:
     cmd: sh second.sh
     deps: [first, second.sh]
@@ -64,3 +70,34 @@ def test_verbose_shows_all(tree):
     (tree / "second.sh").write_text(CLAIMS + "echo all of it\n")
     done = reproduce(tree, VERBOSE="1")
     assert done.returncode == 0 and "all of it" in done.stdout
+
+
+def test_a_run_without_changes_leaves_dvc_lock_alone(tree):
+    (tree / "second.sh").write_text(CLAIMS)
+    assert reproduce(tree).returncode == 0
+    before = (tree / "dvc.lock").stat().st_mtime_ns
+    done = reproduce(tree)
+    assert "\n1 of 2 stages ran in" in done.stdout  # the first, which is always_changed
+    assert (tree / "dvc.lock").stat().st_mtime_ns == before
+
+
+def test_dvc_lock_is_what_dvc_alone_writes(tree):
+    (tree / "second.sh").write_text(CLAIMS + "# changed\n")
+    assert reproduce(tree).returncode == 0
+    ours = (tree / "dvc.lock").read_bytes()
+    (tree / "dvc.lock").unlink()
+    run_in(tree, "containers/run", "venv:tools", "dvc", "repro", check=True)
+    assert (tree / "dvc.lock").read_bytes() == ours
+
+
+def test_dvc_parses_each_text_once(monkeypatch):
+    texts = []
+    monkeypatch.setattr(Lockfile, "dump_stages", Lockfile.dump_stages)  # spare_yaml's own is taken back afterwards
+    monkeypatch.setattr(strictyaml, "parse_yaml", None)
+    monkeypatch.setattr(_yaml, "parse_yaml", lambda text, *_: texts.append(text) or {"a": [text]})
+    spare_yaml()
+    first, second = (strictyaml.parse_yaml("1", "dvc.lock") for _ in range(2))
+    assert texts == ["1"] and first == second == {"a": ["1"]}
+    first["a"].append("changed by its reader")
+    assert _yaml.parse_yaml("1", "params.yaml") == second
+    assert _yaml.parse_yaml("2", "params.yaml") == {"a": ["2"]}

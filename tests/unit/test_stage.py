@@ -225,3 +225,11 @@ def test_a_full_disk_leaves_the_old_result_whole(tree):
     assert done.returncode == 1
     assert only_error(done).startswith("error: the disk is full; free some space")
     assert (folder / "machine.json").read_text() == "the old one"
+
+
+def test_a_reader_may_change_what_load_yaml_gives(tmp_path):
+    path = params(tmp_path, "a: {b: [1]}\n")
+    load_yaml(path)["a"]["b"].append(2)
+    assert load_yaml(path) == {"a": {"b": [1]}}
+    path.write_text("a: 3\n")
+    assert load_yaml(path) == {"a": 3}
