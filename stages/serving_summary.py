@@ -6,8 +6,8 @@ out:  results/<profile>/serving_summary/summary.json      what the report and `b
       results/<profile>/serving_summary/throughput.json   this checkout's points in short, for `dvc exp show`
 """
 
+from lib.analysis.metrics import RATE
 from lib.analysis.summary import summarise
-from lib.bench.metrics import RATE
 from lib.claims.claims import load_claims
 from lib.claims.runs import OWN_RUN, runs
 from lib.core.provenance import write_metrics

@@ -6,11 +6,16 @@ own repeats are from each other.
 
 import statistics
 
-from lib.bench.metrics import repeated
 from lib.stats import REPEATS_NEEDED, ratio
 
 SAME_SPEED = "cannot be told apart"
 NO_INTERVAL = f"no verdict: fewer than {REPEATS_NEEDED} repeats"
+
+
+def repeated(point, name, every=False):
+    """A number of every valid repeat of a point, or of every repeat; an empty list if one of them lacks it."""
+    numbers = [repeat.get(name) for repeat in point["repeats"] if every or repeat["valid"]]
+    return [] if None in numbers else numbers
 
 
 def noise(runs, name, every=False):

@@ -2,8 +2,8 @@
 The most that a machine allows of a served point: the roofline of its model at its load.
 """
 
+from lib.analysis.metrics import RATE
 from lib.analysis.roofline import BITS, KV_BYTES, closed_loop, decode_step, rates, seconds
-from lib.bench.metrics import RATE
 from lib.model.shapes import read_shape
 
 # The writeup's serving points: 7B on one H100, 512 tokens in, 256 out.

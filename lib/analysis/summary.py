@@ -16,12 +16,12 @@ from lib.analysis.machine_limit import (
     published_limit,
     speculates,
 )
-from lib.bench.metrics import PERCENTILES, RATE
+from lib.analysis.metrics import PER_USER, PERCENTILES, RATE
 from lib.claims.runs import optional
 from lib.core.stage import read_json
 from lib.model.shapes import experts
 
-NUMBERS = (RATE, "per_user_tokens_per_second", *(f"{time}_{p}" for time in ("ttft_ms", "itl_ms") for p in PERCENTILES))
+NUMBERS = (RATE, PER_USER, *(f"{time}_{p}" for time in ("ttft_ms", "itl_ms") for p in PERCENTILES))
 CLIENT_SETTINGS = ("endpoint", "prompts", "pinned", "requests_per_stream", "min_requests", "warmup_requests")
 # The writeup's serving points: server, concurrency, formats of weights and KV cache, and the claims with throughput,
 # tokens/s a user, TTFT and ITL.

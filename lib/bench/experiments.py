@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.core.stage import UserError, check_bounds, patched, read_json
+from lib.serving.clients import GenaiPerf, RandomBench
 from lib.serving.servers import OURS, SERVERS
 
 ENDPOINTS = ("completions", "chat")
-LOAD_CLIENTS = ("genai-perf", "vllm bench serve")
+LOAD_CLIENTS = {"genai-perf": GenaiPerf(), "vllm bench serve": RandomBench()}
 PROMPTS = ("unique", "synthetic")
 BUDGET_ENDED = "the budget ended after"  # begins the reason for points that a later run can still measure
 FIXED = ("experiments", "definitions", "configurations", "client_variants")  # no patch changes these

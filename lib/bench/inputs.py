@@ -1,12 +1,46 @@
 """
-What the benchmark gives its client: genai-perf's command for a point, the prompts that all servers get, and the random
-weights of a shape.
+The inputs of the benchmark's clients: the load of a point, the prompts that all servers get, and the random weights of
+a shape.
 """
 
 from lib.model.shapes import INDEX
-from lib.serving.clients import prompts_file
+from lib.serving.load import Load
 from lib.serving.process import run_client
 from lib.serving.servers import OURS
+
+
+def load_of(p, server, point, work):
+    """The load of a point, as both clients take it."""
+    options = server.client(p, point.output_tokens)
+    return Load(
+        url=options["url"],
+        model=options["model"],
+        concurrency=point.concurrency,
+        requests=p.requests(point.concurrency),
+        warmup=p.warmup(point.concurrency),
+        input_tokens=point.input_tokens,
+        output_tokens=point.output_tokens,
+        prompts=prompts_file(work, point.input_tokens),
+        tokenizer=server.inputs.served_model(p.model),
+        seed=p.seed,
+        folder=work / "raw" / str(point),
+        options=options | client_variant_options(p, point),
+    )
+
+
+def client_variant_options(p, point):
+    """genai-perf's options for what the client variant asks for; None takes away an option of every load."""
+    options = {"warmup-request-count": p.warmup(point.concurrency) if p.warmup_requests else None}
+    if not p.pinned:
+        options["output-tokens-stddev"] = None
+    if p.prompts == "synthetic":
+        options |= {"synthetic-input-tokens-mean": point.input_tokens, "synthetic-input-tokens-stddev": 0}
+        options["input-file"] = None
+    return options
+
+
+def prompts_file(work, tokens):
+    return work / f"prompts-{tokens}.jsonl"
 
 
 def prompts_command(p, inputs, tokens, work):

@@ -1,57 +1,19 @@
 """
-One point of a benchmark: read from genai-perf's files, repeated, summed up, told in a line.
+One point of a benchmark: corrected to the server's token count, summed up over its repeats, shown in a line.
 """
 
 import statistics
 
-from lib.core.stage import UserError, read_json
 from lib.stats import REPEATS_NEEDED, interval
 
-STATISTICS = ("avg", "min", "p50", "p75", "p90", "p95", "p99", "max")
-# Our name -> genai-perf's key, the unit it must come in, and the statistics we report, as NAME_STATISTIC; the mean of
-# what is no time has the plain name.
-METRICS = {
-    "requests": ("request_count", "count", ("avg",)),
-    "input_tokens": ("input_sequence_length", "tokens", ("avg",)),
-    "output_tokens": ("output_sequence_length", "tokens", ("avg",)),
-    "output_tokens_per_second": ("output_token_throughput", "tokens/sec", ("avg",)),
-    "requests_per_second": ("request_throughput", "requests/sec", ("avg",)),
-    "per_user_tokens_per_second": ("output_token_throughput_per_user", "tokens/sec/user", STATISTICS),
-    "ttft_ms": ("time_to_first_token", "ms", STATISTICS),
-    "ttst_ms": ("time_to_second_token", "ms", STATISTICS),
-    "itl_ms": ("inter_token_latency", "ms", STATISTICS),
-    "request_latency_ms": ("request_latency", "ms", STATISTICS),
-}
 ASKED = ("concurrency", "input_tokens_asked", "output_tokens_asked", "variant")
 
 
-def read_point(folder):
-    """What we report of one point, from genai-perf's JSON under `folder`; None where it has no such number."""
-    found = sorted(folder.rglob("*_genai_perf.json"))
-    if len(found) != 1:
-        why = "measure this point again, in an empty folder" if found else "genai-perf did not finish this point"
-        raise UserError(f"{folder}: {len(found)} files *_genai_perf.json, want 1; {why}")
-    profile, point = read_json(found[0]), {}
-    for name, (key, unit, wanted) in METRICS.items():
-        measured = profile.get(key, {})
-        if measured and measured["unit"] != unit:
-            raise UserError(f"{found[0]}: {key} is in {measured['unit']!r}, want {unit!r}; is it another genai-perf?")
-        for one in wanted:
-            point[name if one == "avg" and not name.endswith("_ms") else f"{name}_{one}"] = measured.get(one)
-    if point["requests"] is None:
-        raise UserError(f"{found[0]}: request_count is missing; is it another genai-perf?")
-    return {**point, "requests": int(point["requests"])}
-
-
-def latencies(folder):
-    """Seconds from sending a request to the last piece of its answer, in the order of sending, out of what genai-perf
-    keeps of every single request; None where it kept nothing."""
-    found = sorted(folder.rglob("profile_export.json"))
-    if not found:
-        return None
-    requests = [one for experiment in read_json(found[0])["experiments"] for one in experiment["requests"]]
-    answered = [(one["timestamp"], one["response_timestamps"]) for one in requests if one["response_timestamps"]]
-    return [(max(written) - begin) / 1e9 for begin, written in sorted(answered)]
+def named_as_points(numbers):
+    """A client's numbers (lib/serving/client_summary.py) in the names of points.json, whose itl_ms is TPOT: genai-perf
+    calls it ITL."""
+    left_out = ("failed", *(name for name in numbers if name.startswith("itl_ms")))
+    return {name.replace("tpot", "itl"): value for name, value in numbers.items() if name not in left_out}
 
 
 def correct(read, made, watts):
@@ -121,13 +83,3 @@ def told(point):
     where = f"{point['input_tokens_asked']} in, {point['output_tokens_asked']} out, concurrency {point['concurrency']}"
     where += "" if point["variant"] == "corrected" else f", {point['variant']}"
     return f"{where}: {numbers}{'' if point['valid'] else ', INVALID: '}" + "; ".join(point["invalid_reasons"])
-
-
-RATE = "output_tokens_per_second"
-PERCENTILES = ("p50", "p90", "p95", "p99")  # of TTFT and ITL, shown and compared
-
-
-def repeated(point, name, every=False):
-    """A number of every valid repeat of a point, or of every repeat; an empty list where one does not have it."""
-    found = [one.get(name) for one in point["repeats"] if every or one["valid"]]
-    return [] if None in found else found

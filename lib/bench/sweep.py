@@ -11,15 +11,15 @@ from dataclasses import asdict
 from functools import partial
 
 from lib.bench import metrics
-from lib.bench.experiments import Clock, key_of, seconds_of, visits
-from lib.bench.inputs import make_inputs
+from lib.bench.experiments import LOAD_CLIENTS, Clock, key_of, seconds_of, visits
+from lib.bench.inputs import load_of, make_inputs
 from lib.bench.results import publish, what_was_asked
 from lib.bench.validity import certificate, failed, never_valid, per_request
 from lib.core.gpu import other_gpu_processes
 from lib.core.graph import dependencies
 from lib.core.stage import UserError, fingerprint, read_json, write_json
 from lib.core.work import work_dir
-from lib.serving.clients import Load, RandomBench, client_command, prompts_file, warm_up
+from lib.serving.load import warm_up
 from lib.serving.monitor import Watch
 from lib.serving.process import launched, run_client, serving, session, wait_until_ready
 from lib.serving.servers import read_metrics
@@ -50,14 +50,11 @@ def measure(p, server, point, images, process, strangers, work):
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
     watch, before = Watch(server, partial(session, process)), read_metrics(server, server.counters)
-    read, latencies, image = metrics.read_point, metrics.latencies, images["client"]
-    words = client_command(p, server, point, work)
-    if p.client == "vllm bench serve":
-        client, load = RandomBench(), random_load(p, server, point, work)
-        words, image, read, latencies = client.command(load), images["vllm"], client.read, client.latencies
+    client, load = LOAD_CLIENTS[p.client], load_of(p, server, point, work)
+    if p.client != "genai-perf":  # which warms the server up itself
         warm_up(load)
     log = work / f"client-{point}.log"
-    command = ["containers/run", image, *words]
+    command = ["containers/run", images[client.image], *client.command(load)]
     run_client(p.client, command, log, process, limit(p, point), "bench.point_seconds and its tokens", watch)
     after = read_metrics(server, server.counters)
     counted = {name: after[name] - before[name] for name in before.keys() & after.keys()}
@@ -66,9 +63,9 @@ def measure(p, server, point, images, process, strangers, work):
         "warmup": p.warmup(point.concurrency),
         **{name: getattr(point, name) for name in ("concurrency", "input_tokens", "output_tokens")},
     }
-    read, seen = read(raw), watch.summary()
+    read, seen = metrics.named_as_points(client.read(raw)), watch.summary()
     beside = len(p.servers) - 1 if p.together else 0
-    checks = certificate(read, asked, counted, seen, strangers, latencies(raw), beside)
+    checks = certificate(read, asked, counted, seen, strangers, client.latencies(raw), beside)
     found = {
         "concurrency": point.concurrency,
         "input_tokens_asked": point.input_tokens,
@@ -87,23 +84,6 @@ def measure(p, server, point, images, process, strangers, work):
     }
     write_json(path, found)
     return found
-
-
-def random_load(p, server, point, work):
-    """A point as `vllm bench serve` takes it."""
-    return Load(
-        url=server.url,
-        model=server.client(p, point.output_tokens)["model"],
-        concurrency=point.concurrency,
-        requests=p.requests(point.concurrency),
-        warmup=p.warmup(point.concurrency),
-        input_tokens=point.input_tokens,
-        output_tokens=point.output_tokens,
-        prompts=prompts_file(work, point.input_tokens),
-        tokenizer=server.inputs.served_model(p.model),
-        seed=p.seed,
-        folder=work / "raw" / str(point),
-    )
 
 
 def refused_tries(path):

@@ -8,8 +8,10 @@ import hashlib
 import numpy as np
 
 from lib.core.stage import UserError
-from lib.serving.clients import STATISTICS, TIMES, read_prompts
+from lib.serving.client_summary import TIMES
+from lib.serving.load import read_prompts
 
+STATISTICS = ("avg", "p50", "p90", "p95", "p99")  # all clients give these
 # What a client's number is held against: the same statistic of what the mock wrote.
 COMPARED = (*(f"{name}_{one}" for name in TIMES for one in STATISTICS), "output_tokens_per_second")
 # vLLM's own sums over all requests, and our names for them.

@@ -172,12 +172,13 @@ def write_json(path, data):
 
 
 def flags(options):
-    """{"seed": 1, "streaming": True, "extra-inputs": ["a:1", "b:2"]} as a list of command line words."""
-    parts = []
+    """{"seed": 1, "streaming": True, "url": None, "extra-inputs": ["a:1", "b:2"]} as a list of command line words; an
+    option that is None is left out."""
+    words = []
     for name, value in options.items():
-        for one in value if isinstance(value, list) else [value]:
-            parts += [f"--{name}"] if one is True else [f"--{name}", str(one)]
-    return parts
+        for each in value if isinstance(value, list) else [value]:
+            words += [] if each is None else [f"--{name}"] if each is True else [f"--{name}", str(each)]
+    return words
 
 
 def run(main):

@@ -6,9 +6,11 @@ Pure functions on JSON data: no package, no file.
 
 import itertools
 
+from lib.analysis.metrics import PER_USER, RATE, metric_of
+
 # Numbers that a band is made for. The time to the first token has none: the package assumes that prompts arrive one
 # after the other, and ours arrive together.
-NUMBERS = ("output_tokens_per_second", "per_user_tokens_per_second", "itl_ms_avg")
+NUMBERS = (RATE, PER_USER, "itl_ms_avg")
 LOADS = ((1, "1 user"), (16, "2 to 16 users"), (float("inf"), "more than 16 users"))
 
 
@@ -71,8 +73,8 @@ def bounded_bands(points, limit):
     for name in NUMBERS:
         known = [point["band"][name] for point in points if name in point["band"]]
         if known and limit.get(name):
-            slow = "high" if name == "itl_ms_avg" else "low"
-            worst = (max if slow == "high" else min)(band[slow] for band in known)
+            faster = metric_of(name).higher_is_better
+            worst = min(band["low"] for band in known) if faster else max(band["high"] for band in known)
             bands[name] = {"low": min(worst, limit[name]), "high": max(worst, limit[name])}
     return bands
 

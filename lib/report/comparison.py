@@ -4,7 +4,7 @@ The comparison of this checkout's servers: curves of every server in one figure,
 
 import textwrap
 
-from lib.bench.metrics import PERCENTILES, RATE
+from lib.analysis.metrics import PER_USER, PERCENTILES, RATE, panel_title
 from lib.core.stage import UserError
 from lib.report import plots
 
@@ -15,12 +15,7 @@ SAME_WORK = ("base_model", "lengths")  # what experiments must share to stand in
 
 def panels(percentile):
     """{number in the summary: title of its panel}."""
-    return {
-        RATE: "output tokens per second, all users",
-        "per_user_tokens_per_second": "output tokens per second, each user",
-        f"ttft_ms_{percentile}": f"time to first token, ms ({percentile})",
-        f"itl_ms_{percentile}": f"time between tokens, ms ({percentile})",
-    }
+    return {name: panel_title(name) for name in (RATE, PER_USER, f"ttft_ms_{percentile}", f"itl_ms_{percentile}")}
 
 
 def compared_experiments(run):

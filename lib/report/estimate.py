@@ -3,12 +3,12 @@ The report's section on estimates, as blocks (lib/report/page.py): TensorRT-LLM'
 how far such estimates are from what was measured, and the writeup's figure beside them.
 """
 
+from lib.analysis.metrics import PER_USER, RATE, metric_of
 from lib.claims.format import show
 from lib.report import plots
 from lib.report.result_files import found_in
 
-RATE = "output_tokens_per_second"
-NAMES = {RATE: "tokens/s", "per_user_tokens_per_second": "tokens/s a user", "itl_ms_avg": "ITL (ms)"}
+NAMES = {name: metric_of(name).column for name in (RATE, PER_USER, "itl_ms_avg")}
 DRAWN = {"trtllm-int4": "int4 bounded", "trtllm-bf16": "bf16 estimated"}
 
 

@@ -3,7 +3,7 @@ The five findings of the answer page, as blocks (lib/report/page.py): a sentence
 rest. A finding whose run is missing says which command makes it.
 """
 
-from lib.bench.metrics import RATE
+from lib.analysis.metrics import RATE, panel_title
 from lib.claims.format import show
 from lib.report import answer_plots, plots
 from lib.report.memory import MIB, bar, compared_runs, published_memory
@@ -110,7 +110,7 @@ def comparison(summary):
             "Output tokens/s for 16 users, 512 tokens in, 256 out, Llama-2-7B shape in 4 bits on an H100; ours with "
             "random weights, the last with a vocabulary of 32,000."
         )
-        drawn = answer_plots.bars("answer-comparison", entries, "output tokens/s, all users")
+        drawn = answer_plots.bars("answer-comparison", entries, panel_title(RATE))
         yield ("figure", "answer-comparison", drawn, caption)
     yield ("link", "Serving: every point with its interval and checks", "serving.html")
 
@@ -198,7 +198,7 @@ def beside_published(summary):
             f"The servers here {rank} those of the committed run {name}, by output tokens/s; how fast they are is the "
             "processor's. A stand-in for TensorRT-LLM ran behind Triton: neither run says anything about TensorRT-LLM.",
         )
-        drawn = answer_plots.beside("answer-runs", pairs, [MINE, name], "output tokens/s, all users")
+        drawn = answer_plots.beside("answer-runs", pairs, [MINE, name], panel_title(RATE))
         yield ("figure", "answer-runs", drawn, f"This checkout's servers beside those of {name}: {heading(mine)}.")
     yield ("link", "Runs: machines, models, packages", "runs.html")
 

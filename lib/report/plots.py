@@ -9,6 +9,8 @@ import re
 import textwrap
 from dataclasses import dataclass
 
+from lib.analysis.metrics import PER_USER, RATE, panel_title
+
 ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE, GREY = (
     "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999",
 )  # fmt: skip
@@ -184,11 +186,8 @@ def serving(name, series):
     tokens_per_second, ttft_ms and itl_ms; so has a point of the limit. A stand-in is drawn dashed.
     """
     figure, panels = new_figure(6.6 + 0.2 * len(series), panels=3)
-    titles = {
-        "tokens_per_second": "output tokens/s, all users",
-        "ttft_ms": "first token after ms (median)",
-        "itl_ms": "ms between tokens (median)",
-    }
+    shown_numbers = {"tokens_per_second": RATE, "ttft_ms": "ttft_ms_p50", "itl_ms": "itl_ms_p50"}
+    titles = {key: panel_title(number) for key, number in shown_numbers.items()}
     levels = sorted({point["concurrency"] for entry in series for point in entry["points"]})
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         for number, entry in enumerate(series):
@@ -212,7 +211,7 @@ def pareto(name, series):
     """What one user gets against what all get together, a point a load; series: as in serving, with
     per_user_tokens_per_second."""
     figure, (axes,) = new_figure(3.6 + 0.2 * len(series))
-    across = "per_user_tokens_per_second"
+    across = PER_USER
     for number, entry in enumerate(series):
         shown(axes, number, entry, "tokens_per_second", across)
         for point in entry["points"]:
@@ -220,7 +219,7 @@ def pareto(name, series):
                 place = (point[across], point["tokens_per_second"])
                 axes.annotate(str(point["concurrency"]), place, (4, 4), textcoords="offset points", fontsize=7)
     bounds(axes, series, "tokens_per_second", across)
-    axes.set(xlabel="output tokens/s, one user", title="output tokens/s, all users")
+    axes.set(xlabel=panel_title(across), title=panel_title(RATE))
     decades(axes, "xy")
     axes.grid(alpha=0.25)
     legend(figure, [axes])
@@ -263,7 +262,7 @@ def estimates(name, series):
             axes.fill_between(users, *ends, color=colour, alpha=0.12, linewidth=0)
         else:
             axes.plot(users, rates, linestyle="none", **style)
-    axes.set(xlabel="concurrent requests", title="output tokens/s, all users")
+    axes.set(xlabel="concurrent requests", title=panel_title(RATE))
     axes.grid(alpha=0.25)
     concurrency_axis(axes, levels)
     decades(axes, "y")

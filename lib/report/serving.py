@@ -2,7 +2,7 @@
 The report's chapter on serving, as blocks (lib/report/page.py), rendered from the serving summary.
 """
 
-from lib.bench.metrics import RATE
+from lib.analysis.metrics import RATE
 from lib.claims.format import show
 from lib.report.page import Grey
 from lib.report.result_files import not_measured

@@ -2,26 +2,16 @@
 The points of one served experiment in the report: their table and figures, each beside the machine's limit.
 """
 
-from lib.bench.metrics import RATE
+from lib.analysis.metrics import RATE, SHOWN, metric_of
 from lib.claims.format import show
 from lib.report import plots
 from lib.report.page import Grey
 from lib.report.result_files import slug
 
 # Columns of the tables and of every comparison: the number in the summary and its title.
-NUMBERS = {
-    RATE: "tokens/s",
-    "per_user_tokens_per_second": "tokens/s a user",
-    "ttft_ms_p50": "first token ms",
-    "itl_ms_p50": "between tokens ms",
-}
-# The figures' names of the same.
-DRAWN = {
-    RATE: "tokens_per_second",
-    "per_user_tokens_per_second": "per_user_tokens_per_second",
-    "ttft_ms_p50": "ttft_ms",
-    "itl_ms_p50": "itl_ms",
-}
+NUMBERS = {name: metric_of(name).column for name in SHOWN}
+# The figures' names of the same, which are those of a limit too.
+DRAWN = {name: name.removeprefix("output_").removesuffix("_p50") for name in SHOWN}
 
 
 def points_table(data):

@@ -5,6 +5,7 @@ is named by the engine's own name.
 
 from pathlib import Path
 
+from lib.analysis.metrics import RATE, panel_title
 from lib.claims.format import show
 from lib.claims.runs import optional
 from lib.report import plots
@@ -125,7 +126,7 @@ def proof_cells(proof):
     return [same, f"{proof['other_than_adapter_off']} of {proof['with_an_adapter']}"]
 
 
-PANELS = {"output_tokens_per_second": "output tokens/s, all users", "ttft_ms_p50": "first token after ms (median)"}
+PANELS = {name: panel_title(name) for name in (RATE, "ttft_ms_p50")}
 
 
 def by_adapters(name, points):

@@ -11,8 +11,10 @@ from conftest import REPO, every_input
 from contracts import FOLDER, BrokenContract, Contract, judge
 
 from lib.bench.experiments import Bench, Point, with_experiment
+from lib.bench.inputs import load_of
 from lib.core.stage import load_yaml, read_params, results, write_json
-from lib.serving.clients import CLIENTS, Load, RandomBench, client_command
+from lib.serving.clients import CLIENTS, GenaiPerf, RandomBench
+from lib.serving.load import Load
 from lib.serving.servers import OURS, SERVERS, Vllm
 from stages.client_accuracy import ClientAccuracy
 from stages.multilora import Multilora, with_lora
@@ -153,7 +155,8 @@ def test_every_server_and_every_load_of_every_experiment_holds(parameters):
             for variant in bench.client_variants:
                 for tokens, concurrency in zip(p.lengths, p.concurrency, strict=False):
                     point = Point(server_name, *tokens, concurrency, variant, 1)
-                    genai_perf.parse(client_command(p.with_variant(variant), server, point, Path("W")))
+                    load = load_of(p.with_variant(variant), server, point, Path("W"))
+                    genai_perf.parse(GenaiPerf().command(load))
                     seen.add((type(server).__name__, p.model, variant))
     assert refused == {"vllm-gpt-oss-newer", "vllm-gpt-oss-newer-kv8"}  # as their names say
     assert len(seen) > 40 and {one[0] for one in seen} == {"Triton", "Vllm", "Trtllm"}

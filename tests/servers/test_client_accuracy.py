@@ -17,7 +17,8 @@ from lib.client_accuracy.truth import COMPARED, counted, judged, known, lateness
 from lib.core.stage import UserError
 from lib.report import client_accuracy
 from lib.report.page import to_html, to_markdown
-from lib.serving.clients import CLIENTS, warm_up
+from lib.serving.clients import CLIENTS
+from lib.serving.load import warm_up
 from lib.serving.process import is_ready
 from stages.client_accuracy import ClientAccuracy, make_prompts, order
 from tests.unit.test_clients import FOLDERS, LOAD, RECORDED, recorded

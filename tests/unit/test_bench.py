@@ -242,10 +242,10 @@ def test_a_variant_that_can_never_be_valid_is_measured_once(bench):
 @pytest.mark.parametrize(
     ("behaviour", "message"),
     [
-        ("loses it", "0 files *_genai_perf.json, want 1; genai-perf did not finish this point"),
+        ("loses it", "0 files *_genai_perf.json, want 1; genai-perf did not finish"),
         ("empties it", "profile_export_genai_perf.json: not whole"),
         ("cuts it", "profile_export_genai_perf.json: not whole"),
-        ("writes it twice", "2 files *_genai_perf.json, want 1; measure this point again, in an empty folder"),
+        ("writes it twice", "2 files *_genai_perf.json, want 1; empty the folder and run genai-perf again"),
     ],
 )
 def test_a_spoiled_client_file_costs_that_point_only(bench, behaviour, message):

@@ -134,7 +134,7 @@ def test_an_unmeasured_number_is_neither_drawn_nor_divided(runs, experiments):
     rows = ratios_of(found, "p99")
     assert [row["ttft_ms_p99"] for (model, _), row in rows.items() if model == "lora"] == [None] * 3
     panel = draw_comparison(found, "p99").axes[2]
-    assert panel.get_title(loc="left") == "time to first token, ms (p99)"
+    assert panel.get_title(loc="left") == "first token after ms (p99)"
     assert len(panel.get_lines()) == 3
 
 

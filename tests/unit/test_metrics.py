@@ -6,8 +6,16 @@ import shutil
 import pytest
 from bench_inputs import RECORDED
 
+from lib.analysis.metrics import METRICS as SHOWN_METRICS
+from lib.analysis.metrics import panel_title
 from lib.bench import metrics
 from lib.core.stage import UserError
+from lib.serving.client_summary import METRICS
+from lib.serving.clients import GenaiPerf
+
+
+def read_point(folder):
+    return metrics.named_as_points(GenaiPerf().read(folder))
 
 
 @pytest.fixture
@@ -24,7 +32,7 @@ def raw(tmp_path):
 
 
 def test_a_point_of_triton_is_what_genai_perf_wrote(raw):
-    point = metrics.read_point(raw("triton"))
+    point = read_point(raw("triton"))
     assert point["requests"] == 8
     assert (point["input_tokens"], point["output_tokens"]) == (64.0, 32.0)
     assert point["output_tokens_per_second"] == pytest.approx(59.08, abs=0.01)
@@ -34,7 +42,7 @@ def test_a_point_of_triton_is_what_genai_perf_wrote(raw):
 
 
 def test_a_point_of_vllm_has_the_same_numbers_as_one_of_triton(raw, tmp_path):
-    vllm = metrics.read_point(raw("vllm"))
+    vllm = read_point(raw("vllm"))
     assert vllm["output_tokens_per_second"] == pytest.approx(107.3, abs=0.1)
     assert vllm["per_user_tokens_per_second"] == pytest.approx(1000 / vllm["itl_ms_avg"], rel=0.02)
     assert None not in vllm.values()
@@ -43,18 +51,18 @@ def test_a_point_of_vllm_has_the_same_numbers_as_one_of_triton(raw, tmp_path):
 @pytest.mark.parametrize("name", ["truncated", "empty"])
 def test_a_json_that_genai_perf_did_not_finish_is_named(raw, name):
     with pytest.raises(UserError, match=r"profile_export_genai_perf\.json: not whole"):
-        metrics.read_point(raw(name))
+        read_point(raw(name))
 
 
 def test_no_json_at_all_says_that_genai_perf_did_not_finish(tmp_path):
-    with pytest.raises(UserError, match="0 files .*, want 1; genai-perf did not finish this point"):
-        metrics.read_point(tmp_path)
+    with pytest.raises(UserError, match="0 files .*, want 1; genai-perf did not finish; run it again"):
+        read_point(tmp_path)
 
 
 def test_another_unit_stops_the_run(raw):
     folder = raw("vllm", lambda text: text.replace('"ms"', '"us"', 1))
     with pytest.raises(UserError, match="request_latency is in 'us', want 'ms'"):
-        metrics.read_point(folder)
+        read_point(folder)
 
 
 def test_what_genai_perf_did_not_measure_is_none_and_not_zero(raw):
@@ -63,7 +71,7 @@ def test_what_genai_perf_did_not_measure_is_none_and_not_zero(raw):
         del kept["time_to_first_token"], kept["inter_token_latency"]
         return json.dumps(kept)
 
-    point = metrics.read_point(raw("vllm", without_streaming))
+    point = read_point(raw("vllm", without_streaming))
     assert point["ttft_ms_p50"] is None and point["itl_ms_avg"] is None
     assert point["request_latency_ms_p50"] > 0
 
@@ -71,8 +79,8 @@ def test_what_genai_perf_did_not_measure_is_none_and_not_zero(raw):
 def test_two_summaries_of_one_point_are_not_averaged_but_refused(raw):
     folder = raw("vllm")
     shutil.copytree(folder / "a-run", folder / "b-run")
-    with pytest.raises(UserError, match="2 files .*, want 1; measure this point again, in an empty folder"):
-        metrics.read_point(folder)
+    with pytest.raises(UserError, match="2 files .*, want 1; empty the folder and run genai-perf again"):
+        read_point(folder)
 
 
 def repeat(rate, valid=True, **more):
@@ -120,3 +128,18 @@ def test_without_a_servers_count_the_client_is_believed():
     point = metrics.correct(read, None, 500.0)
     assert {name: point[name] for name in read} == read
     assert point["tokens_counted_by"] == "client" and point["tokens_per_joule"] is None
+
+
+def test_every_metric_shown_is_one_that_is_measured():
+    measured = {name.replace("tpot", "itl") for name, (key, *_) in METRICS.items() if key}
+    assert SHOWN_METRICS.keys() <= measured
+    for name, metric in SHOWN_METRICS.items():
+        unit = "ms" if name.endswith("_ms") else "tokens/s"
+        assert unit in metric.column and unit in metric.title
+        assert metric.higher_is_better == (unit == "tokens/s")
+    assert panel_title("ttft_ms_p50") == "first token after ms (median)" != panel_title("ttft_ms_p99")
+
+
+def test_points_name_tpot_itl_and_leave_the_gaps_out():
+    numbers = {"requests": 8, "failed": 0, "tpot_ms_p50": 5.0, "itl_ms_p50": 7.0}
+    assert metrics.named_as_points(numbers) == {"requests": 8, "itl_ms_p50": 5.0}

@@ -9,7 +9,7 @@ from html import unescape
 import pytest
 from conftest import REPO
 
-from lib.bench.metrics import RATE
+from lib.analysis.metrics import RATE
 from lib.claims.kinds import VERDICTS
 from lib.core.stage import read_json
 from lib.report.answer_page import GROUPS, answer_page, cut

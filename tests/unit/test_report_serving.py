@@ -11,8 +11,9 @@ from conftest import REPO
 
 from lib.analysis.compare import compared, noise
 from lib.analysis.machine_limit import point_limit
+from lib.analysis.metrics import RATE
 from lib.analysis.summary import PUBLISHED_POINTS, read_experiments, summarise, summarise_experiment
-from lib.bench.metrics import RATE, summed_up
+from lib.bench.metrics import summed_up
 from lib.core.stage import read_json, write_json
 from lib.report import serving, serving_points
 from lib.report.page import Grey, html_table, to_html, to_markdown

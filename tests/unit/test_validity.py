@@ -6,10 +6,10 @@ import pytest
 from bench_inputs import POINT, RECORDED
 from conftest import every_input
 
-from lib.bench import metrics
 from lib.bench.validity import certificate, steady
 from lib.core.stage import UserError
 from lib.serving import servers
+from lib.serving.clients import GenaiPerf
 from lib.serving.monitor import Watch, cores
 
 
@@ -17,7 +17,7 @@ def single_requests(tmp_path, name, change=lambda text: text):
     """A folder with what genai-perf kept of 12 requests to a server that answers in 80 ms; of the drifting one the
     first six took 280 ms."""
     (tmp_path / "profile_export.json").write_text(change((RECORDED / f"{name}_profile_export.json").read_text()))
-    return metrics.latencies(tmp_path)
+    return GenaiPerf().latencies(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "verdict", "first"), [("steady", "pass", 0.08), ("drifting", "fail", 0.28)])
