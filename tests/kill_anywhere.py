@@ -10,8 +10,9 @@ group, DVC alone, a stage, a server or a client. Four checks follow each kill:
   points_kept    every finished point of the benchmark is still there, unchanged, when the next kill comes
   same_files     the run that completes leaves the files of one that nobody disturbed
 
-A completed run is removed and starts anew. The same FOLDER continues a series that was stopped; FOLDER/kills.json has
-every kill. Half an hour for 50, on 2 cores; not part of `make test`.
+A completed run is removed and starts anew. The same FOLDER continues a series that was stopped: FOLDER/kills.json is its
+state, FOLDER/summary.json what is published (results/reference/kills.json). About an hour for 50, on 2 cores; not part
+of `make test`.
 """
 
 import os
@@ -34,6 +35,7 @@ from smallest import SMALLEST  # noqa: E402
 
 from lib.core.provenance import made_by  # noqa: E402
 from lib.core.stage import read_json, write_json  # noqa: E402
+from stages.machine import cpu_name  # noqa: E402
 
 KINDS = ("group", "dvc", "stage", "server", "client")
 # Words of the command lines of each kind; the group is make's own.
@@ -202,6 +204,7 @@ def summarise(kills):
     by_kind = {kind: [kill for kill in kills if kill["kind"] == kind] for kind in KINDS}
     return {
         "made_by": made_by(),
+        "machine": {"cpu": cpu_name(Path("/proc/cpuinfo").read_text()), "cores": len(os.sched_getaffinity(0))},
         "kills": len(kills),
         "good": sum(map(is_good, kills)),
         "by_kind": {kind: f"{sum(map(is_good, each))} of {len(each)}" for kind, each in by_kind.items()},
@@ -228,7 +231,8 @@ def main():
     while len(kills) < done + wanted:
         kind = kind or chance.choice(KINDS)  # a kind that did not run before the end gets its turn in the next run
         if kill_once(series, kind, chance.uniform(*PAUSE)):
-            print({name: value for name, value in kills[-1].items()}, flush=True)
+            print(kills[-1], flush=True)
+            write_json(folder / "summary.json", summarise(kills))
             kind = None
     # The last kill's run is completed.
     before = series.points()
