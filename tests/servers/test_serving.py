@@ -67,12 +67,13 @@ for adapter in [None, *adapters]:
     answers.append(told)
 print(json.dumps(answers))
 """
-# Streams over gRPC, to be added to.
+# Streams over gRPC, to be added to. A program that hangs says where, before its time is over.
 STREAM = """
-import json, queue, sys
+import faulthandler, json, queue, sys
 import numpy as np
 import tritonclient.grpc as grpc
 
+faulthandler.dump_traceback_later(100, exit=True)
 KINDS = {"BYTES": object, "INT32": np.int32, "BOOL": bool}
 answers = queue.Queue()
 client = grpc.InferenceServerClient("127.0.0.1:8001")
@@ -89,7 +90,7 @@ def ask(model, request_id, **inputs):
 def answer():
     result = answers.get(timeout=60)
     if isinstance(result, Exception):
-        client.stop_stream()  # its thread would keep this program alive
+        client.close()  # its thread would keep this program alive
         sys.exit(str(result))
     return result
 """
@@ -111,6 +112,7 @@ while finals < len(prompts):
         texts[number] += result.as_numpy("text_output")[0].decode()
     finals += result.get_response().parameters["triton_final_response"].bool_param
 client.stop_stream()
+client.close()
 print(json.dumps([order, texts]))
 """
 )
@@ -122,6 +124,7 @@ ask("tensorrt_llm", "0", input_ids=("INT32", [5, 6, 7]), input_lengths=("INT32",
     request_output_len=("INT32", [2000]))
 assert answer().as_numpy("sequence_length").tolist() == [[1]]
 client.stop_stream(cancel_requests=True)
+client.close()  # left to the interpreter's end, it can wait for a thread that has ended
 """
 )
 
