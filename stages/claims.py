@@ -5,6 +5,7 @@ reference run. Every result file is optional: what is absent is not measured.
 in:   data/claims/*.yaml, results/<profile>/, results/reference/*/
 out:  results/<profile>/claims/claims.json   each claim with its verdict, evidence, reason, and its outcome in every run
       results/<profile>/claims/claims.md     counts and verdicts as tables
+      results/<profile>/claims/verdicts.json the counts alone, for `dvc exp show`
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from lib.claims.kinds import EVIDENCE, VERDICTS
 from lib.claims.runs import run_facts, runs
 from lib.claims.settle import settle
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, read_params, results, run
+from lib.core.stage import UserError, read_params, results, run, write_json
 
 
 @dataclass
@@ -88,6 +89,7 @@ def main():
             "claims": settled,
         },
     )
+    write_json(out / "verdicts.json", counts(settled))
     (out / "claims.md").write_text(as_markdown(settled))
     print(f"claims: {', '.join(f'{count} {verdict}' for verdict, count in counts(settled).items() if count)}")
 

@@ -1,9 +1,10 @@
 """
 The generated tables of README.md, README.ja.md and docs/, each between its two marks, such as <!-- results:begin -->
-and <!-- results:end -->, and README.md's figure: python -m tools.pages
+and <!-- results:end -->, README.md's figure, and docs/verdicts.csv: python -m tools.pages
 
 in:   results/<profile>/claims/claims.json, data/discrepancies.yaml, data/then_and_now.yaml, data/ja.yaml,
       results/<profile>/report/answer-comparison.svg, drawn from reference runs alone
+It prints the verdicts of this checkout that are not those of the last commit (tools/moved.py).
 Verdicts are those by the reference runs and by arithmetic alone: the same in every checkout.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from lib.claims.kinds import EVIDENCE, UNANSWERED, VERDICTS, rank
 from lib.core.stage import UserError, load_yaml, read_json, results, run
 from lib.report.overview import HEADLINES, measured
+from tools import moved
 
 FIGURE = "answer-comparison.svg"
 MARK = re.compile(r"<!-- [\w-]+:(?:begin|end) -->")
@@ -175,7 +177,8 @@ def pages():
 
 
 def main():
-    made = tables(read_json(results("claims") / "claims.json"))
+    settled = read_json(results("claims") / "claims.json")
+    made = tables(settled)
     texts = {path: filled(path.read_text(), made, path) for path in pages()}
     shown = {name for text in texts.values() for _, name, _ in BLOCK.findall(text)}
     if missing := [name for name in made if name not in shown]:
@@ -183,6 +186,8 @@ def main():
     for path, text in texts.items():
         path.write_text(text)
     shutil.copyfile(results("report") / FIGURE, Path("docs") / FIGURE)
+    Path(moved.FILE).write_text(moved.as_csv(map(public, settled["claims"])))
+    print(moved.as_text(moved.committed(), settled["claims"]))
 
 
 if __name__ == "__main__":

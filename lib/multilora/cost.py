@@ -68,7 +68,11 @@ def memory(process):
     """MiB that the server's processes hold (None where its container does not tell) and the GPUs in all, and for how
     many tokens there is room for keys and values: on a GPU vLLM takes its share at the start, and what adapters take of
     it is missing there."""
-    return {"resident_mib": attempt(resident_mib, process), "gpu_mib": gpu_mib(), "kv_tokens": kv_tokens(exposition(Vllm))}
+    return {
+        "resident_mib": attempt(resident_mib, process),
+        "gpu_mib": gpu_mib(),
+        "kv_tokens": kv_tokens(exposition(Vllm)),
+    }
 
 
 def resident_mib(process):

@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import statistics
+import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from lib.claims.kinds import CPU, EVIDENCE, OTHER_CARD, VERDICTS
 from lib.core.stage import UserError, load_yaml, read_json
 from lib.report.overview import HEADLINES
 from stages import claims
-from tools import pages
+from tools import moved, pages
 
 PAGES = [REPO / "README.md", REPO / "README.ja.md", *sorted((REPO / "docs").glob("*.md"))]
 ENTRIES = load_yaml(REPO / "data/discrepancies.yaml")
@@ -27,8 +29,8 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Every table as a fresh clone makes it: by the committed references alone."""
+def settled(tmp_path_factory):
+    """The verdicts of a fresh clone: by the committed references alone."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "results").mkdir()
     (folder / "data").symlink_to(REPO / "data")
@@ -37,7 +39,15 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         claims.main()
-        return pages.tables(read_json("results/embedded/claims/claims.json"))
+        return read_json("results/embedded/claims/claims.json")
+
+
+@pytest.fixture(scope="module")
+def made(settled):
+    """Every table as a fresh clone makes it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(REPO)
+        return pages.tables(settled)
 
 
 @each_page
@@ -101,6 +111,48 @@ def test_a_table_is_written_between_its_marks_and_only_once():
     once = pages.filled(text, {"results": "| new |"}, "README.md")
     assert once == "# Above\n<!-- results:begin -->\n| new |\n<!-- results:end -->\nbelow\n"
     assert pages.filled(once, {"results": "| new |"}, "README.md") == once
+
+
+# The verdicts that moved.
+
+
+def test_the_committed_verdicts_are_those_of_the_references(settled):
+    assert (REPO / moved.FILE).read_text() == moved.as_csv(map(pages.public, settled["claims"])), "run: make report"
+    counts = Counter(line.split(",")[2] for line in (REPO / moved.FILE).read_text().splitlines()[1:])
+    assert settled["counts"] == {verdict: counts[verdict] for verdict in VERDICTS}
+
+
+def a_claim(name, verdict, run=None):
+    return {"id": name, "writeup": "w", "verdict": verdict, "evidence": "none", "run": run}
+
+
+def test_a_moved_verdict_is_one_line():
+    before = moved.as_csv([a_claim("a", "reproduced"), a_claim("b", "not measured"), a_claim("gone", "opinion")])
+    now = [a_claim("a", "reproduced"), a_claim("b", "reproduced", "this checkout"), a_claim("c", "opinion")]
+    assert moved.as_text(before, now).splitlines() == [
+        "verdicts that moved against the last commit: 3",
+        "  b: not measured -> reproduced (this checkout)",
+        "  c: new claim -> opinion",
+        "  gone: opinion -> claim removed",
+    ]
+
+
+def test_at_most_ten_moved_verdicts_are_listed():
+    lines = moved.as_text(moved.as_csv([]), [a_claim(f"c{n}", "opinion") for n in range(12)]).splitlines()
+    assert (len(lines), lines[0][-2:], lines[-1]) == (12, "12", "  and 2 more")
+
+
+def test_moved_verdicts_are_read_from_the_last_commit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / moved.FILE).write_text("id\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "init", "-q"], check=True)
+    assert moved.committed() is None and "unknown" in moved.as_text(None, [])
+    subprocess.run(["git", "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    (tmp_path / moved.FILE).write_text("id\nchanged\n")
+    assert moved.committed() == "id\n"
 
 
 # What the tables are made of.
