@@ -10,9 +10,9 @@ group, DVC alone, a stage, a server or a client. Four checks follow each kill:
   points_kept    every finished point of the benchmark is still there, unchanged, when the next kill comes
   same_files     the run that completes leaves the files of one that nobody disturbed
 
-A completed run is removed and starts anew. The same FOLDER continues a series that was stopped: FOLDER/kills.json is its
-state, FOLDER/summary.json what is published (results/reference/kills.json). About an hour for 50, on 2 cores; not part
-of `make test`.
+A completed run is removed and starts anew. The same FOLDER continues a series that was stopped: FOLDER/kills.json is
+its state, FOLDER/summary.json what is published (results/reference/kills.json). About an hour for 50, on 2 cores; not
+part of `make test`.
 """
 
 import os

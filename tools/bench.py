@@ -13,6 +13,7 @@ from lib.bench.experiments import Bench, adapters_of, check_lengths, seconds_of,
 from lib.core.gpu import gpus
 from lib.core.stage import UserError, read_params, results, run
 from lib.serving.servers import OURS
+from tools.checkout import only_run
 from tools.profile import PARAMS, set_values
 from tools.repro import reproduce
 
@@ -49,8 +50,9 @@ def main():
     check_lengths(asked, name)
     check_gpus(name, asked)
     seconds_of(os.environ.get("BUDGET"))
-    add_experiment(p, name)
-    reproduce([f"bench@{name}"])
+    with only_run(f"make bench EXPERIMENT={name}"):
+        add_experiment(p, name)
+        reproduce([f"bench@{name}"])
     print(f"results: {results('bench') / name}; `make report` shows them")
 
 

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from lib.core.stage import UserError, run
+from tools.checkout import only_run
 
 IMAGES = Path("containers/images.yaml")
 RECORDS = Path("containers/images.json")
@@ -175,11 +176,10 @@ def lock_environments():
             raise UserError(f"{source} cannot be locked; uv's reason is above")
 
 
-def main():
-    if sys.argv[1:] not in ([], ["--digests"]):
-        raise UserError("usage: python -m tools.lock [--digests]")
+def lock(with_environments):
+    """Write the locks, the digests and what was found about the images; tell about each image."""
     text = IMAGES.read_text()
-    if not sys.argv[1:]:
+    if with_environments:
         lock_environments()
         text = with_locks(text)
     text, told = with_digests(text, ask_registry)
@@ -190,6 +190,13 @@ def main():
         RECORDS.write_text(json.dumps(records, indent=2) + "\n")
     told += [f"{image}: {one['resolved']}, {one['gb']} GB packed" for image, one in records.items()]
     print("\n".join(told))
+
+
+def main():
+    if sys.argv[1:] not in ([], ["--digests"]):
+        raise UserError("usage: python -m tools.lock [--digests]")
+    with only_run(f"make {'digests' if sys.argv[1:] else 'lock'}"):
+        lock(with_environments=not sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from lib.core.stage import UserError, load_yaml, run
+from tools.checkout import only_run
 
 PARAMS = Path("params.yaml")
 COMMENT_COLUMN = 26
@@ -111,7 +112,8 @@ def write_profile(name):
 def main():
     if len(sys.argv) > 2:
         raise UserError("usage: make profile PROFILE=NAME")
-    write_profile(sys.argv[1] if len(sys.argv) > 1 else "")
+    with only_run("make profile"):
+        write_profile(sys.argv[1] if len(sys.argv) > 1 else "")
 
 
 if __name__ == "__main__":

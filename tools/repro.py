@@ -7,19 +7,20 @@ import sys
 
 from lib.core.parent import die_with_parent
 from lib.core.stage import run
-from tools.reproduce import only_run
+from tools.checkout import only_run
 
 
 def reproduce(targets):
-    """Run the stages `targets` with what they depend on; exits as DVC does where that fails."""
-    with only_run(f"dvc repro {' '.join(targets)}"):
-        code = subprocess.run([sys.executable, "-m", "dvc", "repro", *targets], preexec_fn=die_with_parent()).returncode
+    """Run the stages `targets` with what they depend on, in a checkout that is held; exits as DVC does where that
+    fails."""
+    code = subprocess.run([sys.executable, "-m", "dvc", "repro", *targets], preexec_fn=die_with_parent()).returncode
     if code:
         sys.exit(code)
 
 
 def main():
-    reproduce(sys.argv[1:])
+    with only_run(f"dvc repro {' '.join(sys.argv[1:])}"):
+        reproduce(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ after it; VERBOSE=1 shows all output instead. A run that is killed resumes. A pr
 after this machine was found fit for it.
 """
 
-import fcntl
-import json
 import logging
 import os
 import re
@@ -15,66 +13,17 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-
-import psutil
 
 from lib.core.parent import exit_words
 from lib.core.stage import UserError, load_yaml, parse_yaml, read_json, results, run, write_json
 from tools import preflight
+from tools.checkout import only_run
 from tools.profile import check_name, plan_profile, write_profile
 
 LOG_LINES = 15  # of a failed stage, shown on stderr
-RWLOCK = Path(".dvc/tmp/rwlock")  # where DVC keeps who reads and writes what
 RUNNING, UNCHANGED = re.compile(r"Running stage '(.+)'"), re.compile(r"Stage '(.+)' didn't change")
-
-
-# One run at a time.
-
-
-@contextmanager
-def only_run(command="make reproduce"):
-    """Hold this checkout; UserError names who holds it. The lock goes with its process, however that ends."""
-    path = Path(".work/reproduce.lock")
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(f"{lock.read() or 'another run'} holds this checkout; wait for it or stop it") from None
-        if holder := dvc_holder():
-            raise UserError(f"{holder} holds this checkout; wait for it or stop it")
-        # Its entries are of runs that were killed: DVC would warn, or take another program for them.
-        RWLOCK.unlink(missing_ok=True)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} ({command}) of {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        lock.flush()
-        yield
-
-
-def dvc_holder():
-    """The living DVC process that holds DVC's lock, as "process 12 (dvc repro) of TIME"; None without one."""
-    try:
-        modes = json.loads(RWLOCK.read_text() or "{}")
-    except (OSError, ValueError):
-        return None
-    # {"write": {path: process}, "read": {path: [process, ...]}}
-    holders = [*modes.get("write", {}).values(), *(each for many in modes.get("read", {}).values() for each in many)]
-    for holder in holders:
-        try:
-            process = psutil.Process(holder["pid"])
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(process.create_time()))
-            if process.pid != os.getpid() and "dvc" in " ".join(process.cmdline()):
-                return f"process {process.pid} ({holder['cmd']}) of {since}"
-        except psutil.Error:
-            continue  # left by a run that was killed
-    return None
-
-
-# The stages, one line each.
 
 
 class Progress(logging.Handler):
@@ -139,14 +88,14 @@ class Progress(logging.Handler):
         self.stage = None
 
     def left(self):
-        """The time left, out of this checkout's last times or of the profile's estimate."""
+        """The time left if all stages run, out of this checkout's last times or of the profile's estimate."""
         if not self.names:
             return ""
         if all(name in self.seconds for name in self.names):
             seconds = sum(self.seconds[name] for name in self.names)
         else:
             seconds = max(60 * self.minutes - (time.monotonic() - self.begun), 0)
-        return f", about {max(round(seconds / 60), 1)} min left"
+        return f", up to {max(round(seconds / 60), 1)} min left"
 
     def say(self, line):
         clear = "\r\033[K" if self.terminal.isatty() else ""
@@ -252,7 +201,7 @@ def main():
     if len(sys.argv) > 2:
         raise UserError("usage: make reproduce [PROFILE=embedded|weightless|writeup]")
     profile = sys.argv[1] if len(sys.argv) == 2 else None
-    with only_run():
+    with only_run("make reproduce"):
         if profile:
             check_name(profile)
             params, images, _ = plan_profile(profile)

@@ -20,7 +20,9 @@ from lib.core.web import open_url
 from lib.serving.process import is_ready
 from lib.serving.servers import answer, sums
 from stages.machine import memory_limit_gib
-from tools.reproduce import RWLOCK, describe_failure, only_run
+from tools import bench, lock, profile
+from tools.checkout import RWLOCK, only_run
+from tools.reproduce import describe_failure
 
 
 def wait_for(condition, seconds=10):
@@ -51,7 +53,7 @@ def program():
 
 HOLD_CHECKOUT = """
 import time
-from tools.reproduce import only_run
+from tools.checkout import only_run
 with only_run("make streaming"):
     print(1, flush=True)
     time.sleep(60)
@@ -70,12 +72,27 @@ def test_a_second_run_names_the_first_in_one_line(tmp_path, monkeypatch, program
     first = program("-c", HOLD_CHECKOUT, env=os.environ | {"PYTHONPATH": str(REPO)})
     assert first.stdout.readline() == "1\n"
     holder = rf"process {first.pid} \(make streaming\) of 20\S+ \S+ holds this checkout; wait for it or stop it"
-    with pytest.raises(UserError, match=holder), only_run():
+    with pytest.raises(UserError, match=holder), only_run("make reproduce"):
         pass
     first.kill()
     first.wait()
-    with only_run():
+    with only_run("make reproduce"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"), [(bench, ["walk"]), (lock, []), (lock, ["--digests"]), (profile, ["writeup"])]
+)
+def test_nothing_writes_what_a_running_graph_reads(tree, monkeypatch, program, tool, words):
+    monkeypatch.chdir(tree)
+    monkeypatch.setattr(sys, "argv", ["tool", *words])
+    files = [tree / "params.yaml", tree / "containers/images.yaml"]
+    before = [file.read_bytes() for file in files]
+    first = program("-c", HOLD_CHECKOUT, env=os.environ | {"PYTHONPATH": str(REPO)})
+    assert first.stdout.readline() == "1\n"
+    with pytest.raises(UserError, match=rf"process {first.pid} .* holds this checkout"):
+        tool.main()
+    assert [file.read_bytes() for file in files] == before
 
 
 def lock_of(process, mode):
@@ -91,7 +108,7 @@ def test_a_living_dvc_is_named_in_one_line(tmp_path, monkeypatch, program, mode)
     lock_of(running, mode)
     with (
         pytest.raises(UserError, match=rf"process {running.pid} \(/bin/dvc repro\) of 20.* holds this checkout"),
-        only_run(),
+        only_run("make reproduce"),
     ):
         pass
 
@@ -104,7 +121,7 @@ def test_the_lock_of_a_killed_run_is_removed(tmp_path, monkeypatch, program, is_
     if not is_reused:
         other.kill()
         other.wait()
-    with only_run():
+    with only_run("make reproduce"):
         assert not RWLOCK.exists()
 
 
