@@ -21,7 +21,7 @@ from string import Template
 
 from lib.core.gpu import architecture
 from lib.core.provenance import write_metrics
-from lib.core.stage import UserError, need, read_json, read_params, results, run
+from lib.core.stage import REPRO, UserError, need, read_json, read_params, results, run
 from lib.serving.vllm_options import engine_options
 from lib.trtllm.adapters import MODELS, adapters
 from lib.trtllm.images import engines, in_image, rebuild
@@ -163,7 +163,7 @@ def write_tensorrtllm(p, out, model):
         )
     engine = built[p.engine_variant]
     if reason := rebuild(engine, architecture(), image):
-        raise UserError(f"engine {p.engine_variant}: {reason}; `dvc repro engine@{p.engine_variant}` builds it anew")
+        raise UserError(f"engine {p.engine_variant}: {reason}; `{REPRO} engine@{p.engine_variant}` builds it anew")
     prefetch, tasks = None, {}
     if model == "lora":
         prefetch = results("adapter")

@@ -27,6 +27,9 @@ Loader.add_implicit_resolver(
 )
 
 
+REPRO = "containers/run venv:tools dvc repro"  # a command to paste: DVC is not on PATH
+
+
 class UserError(Exception):
     """A mistake the user can mend: shown as one line, without a traceback."""
 
@@ -124,7 +127,7 @@ def check_choice(section, key, value, choices):
 def need(path, stage):
     """The path of an earlier stage's result; UserError names the stage that makes it where there is none."""
     if not Path(path).exists():
-        raise UserError(f"{path}: there is no such file; `containers/run venv:tools dvc repro {stage}` makes it")
+        raise UserError(f"{path}: there is no such file; `{REPRO} {stage}` makes it")
     return Path(path)
 
 
@@ -155,11 +158,9 @@ def read_json(path):
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file; `dvc repro{maker_of(path)}` makes it") from None
+        raise UserError(f"{path}: there is no such file; `{REPRO}{maker_of(path)}` makes it") from None
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: not whole ({error.msg}, line {error.lineno}); delete it and run `dvc repro`"
-        ) from None
+        raise UserError(f"{path}: not whole ({error.msg}, line {error.lineno}); delete it and run `{REPRO}`") from None
 
 
 def write_json(path, data):

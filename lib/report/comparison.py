@@ -5,7 +5,7 @@ The comparison of this checkout's servers: curves of every server in one figure,
 import textwrap
 
 from lib.analysis.metrics import PER_USER, PERCENTILES, RATE, panel_title
-from lib.core.stage import UserError
+from lib.core.stage import REPRO, UserError
 from lib.report import plots
 
 EXPERIMENTS = ("base", "lora")  # those that are drawn over each other, where a run has them
@@ -22,14 +22,14 @@ def compared_experiments(run):
     """{name: experiment} of one run; UserError where there is none, or where they did not do the same work."""
     experiments = {name: run["experiments"][name] for name in EXPERIMENTS if name in run["experiments"]}
     if not experiments:
-        raise UserError("there is no benchmark of this checkout; `dvc repro bench` makes it")
+        raise UserError(f"there is no benchmark of this checkout; `{REPRO} bench` makes it")
     first, *others = experiments
     for name in others:
         for key in SAME_WORK:
             values = [work_of(experiments[each])[key] for each in (name, first)]
             if values[0] != values[1]:
                 words = f"{key} is {values[0]!r} in {name} and {values[1]!r} in {first}"
-                raise UserError(f"the experiments cannot be compared: {words}; `dvc repro bench` measures both alike")
+                raise UserError(f"the experiments cannot be compared: {words}; `{REPRO} bench` measures both alike")
     return experiments
 
 

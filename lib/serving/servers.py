@@ -8,7 +8,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.core.stage import UserError, flags, read_json, work_folder
+from lib.core.stage import REPRO, UserError, flags, read_json, work_folder
 from lib.core.web import UNANSWERED, open_url
 from lib.serving.vllm_options import engine_options
 
@@ -167,7 +167,7 @@ class Vllm:
         folders = {name: self.inputs.finetune / name / "adapter" for name in ADAPTERS}
         made = {name: folder for name, folder in folders.items() if (folder / "adapter_config.json").exists()}
         if self.model not in made:
-            raise UserError(f"{folders[self.model]}: no adapter there; `dvc repro finetune` makes it")
+            raise UserError(f"{folders[self.model]}: no adapter there; `{REPRO} finetune` makes it")
         return made
 
     def not_built(self):

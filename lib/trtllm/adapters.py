@@ -2,7 +2,7 @@
 The adapters that a server is given, and their task ids.
 """
 
-from lib.core.stage import UserError
+from lib.core.stage import REPRO, UserError
 
 MODELS = ("base", "lora")
 # From 1: NVIDIA's client drops a task id of 0, and the stand-in reads 0 as the base model.
@@ -16,5 +16,5 @@ def adapters(model, finetune):
     made = {task: finetune / method / "adapter" for task, method in TASKS.items()}
     there = {task: folder for task, folder in made.items() if (folder / "adapter_config.json").exists()}
     if not there:
-        raise UserError(f"{finetune}: no adapter there; `dvc repro finetune` makes them")
+        raise UserError(f"{finetune}: no adapter there; `{REPRO} finetune` makes them")
     return there

@@ -39,7 +39,7 @@ def test_a_stage_without_inputs_names_their_maker(empty, name):
     done = run_in(empty, "containers/run", "venv:tools", "python", "-m", f"stages.{name}", *WORDS.get(name, []))
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 1 and len(lines) == 1, done.stderr[-2000:]
-    assert lines[0].startswith("error: ") and "dvc repro " in lines[0], lines[0]
+    assert lines[0].startswith("error: ") and "`containers/run venv:tools dvc repro " in lines[0], lines[0]
     assert time.monotonic() - begun < 15  # torch is not even installed in this environment
 
 

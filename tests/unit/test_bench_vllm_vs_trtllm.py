@@ -10,7 +10,7 @@ from conftest import REPO, only_error, run_in, set_params
 
 from lib.analysis.summary import summarise_run
 from lib.bench import metrics
-from lib.core.stage import UserError, read_json, write_json
+from lib.core.stage import REPRO, UserError, read_json, write_json
 from lib.report.comparison import compared_experiments, draw_comparison, ratio_rows, remarks
 
 RECORDED = REPO / "tests" / "fixtures" / "bench" / "runs"
@@ -218,12 +218,12 @@ def test_other_lengths_are_not_compared(compared):
             data["settings"]["lengths"] = [[64, 256]]
 
     compared(longer)
-    message = "lengths is [[64, 256]] in lora and [[64, 32]] in base; `dvc repro bench` measures both alike"
+    message = f"lengths is [[64, 256]] in lora and [[64, 32]] in base; `{REPRO} bench` measures both alike"
     assert only_error(compared.done) == f"error: the experiments cannot be compared: {message}"
 
 
 def test_no_benchmark_names_the_command_that_makes_it():
-    with pytest.raises(UserError, match="there is no benchmark of this checkout; `dvc repro bench` makes it"):
+    with pytest.raises(UserError, match=f"there is no benchmark of this checkout; `{REPRO} bench` makes it"):
         compared_experiments({"experiments": {}})
 
 

@@ -433,7 +433,8 @@ def test_an_unknown_variant_is_a_one_line_error(tree):
 def test_without_a_base_model_the_stage_says_what_makes_it(tree):
     done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.finetune", "lora")
     assert only_error(done) == (
-        "error: results/embedded/base_model/metrics.json: there is no such file; `dvc repro base_model` makes it"
+        "error: results/embedded/base_model/metrics.json: there is no such file; "
+        "`containers/run venv:tools dvc repro base_model` makes it"
     )
 
 

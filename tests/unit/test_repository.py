@@ -162,8 +162,8 @@ def test_a_lora_repository_without_adapters_says_who_makes_them(made):
     for config in made.results.glob("finetune/*/adapter/adapter_config.json"):
         config.unlink()
     made("lora")
-    assert (
-        only_error(made.done) == "error: results/embedded/finetune: no adapter there; `dvc repro finetune` makes them"
+    assert only_error(made.done) == (
+        "error: results/embedded/finetune: no adapter there; `containers/run venv:tools dvc repro finetune` makes them"
     )
 
 
@@ -336,7 +336,7 @@ def test_an_engine_for_another_gpu_is_not_served(tensorrt):
     tensorrt("base")
     assert only_error(tensorrt.made.done) == (
         "error: engine corrected: rebuild: built for sm_90 with TensorRT-LLM 1.0.0, found sm_89; "
-        "`dvc repro engine@corrected` builds it anew"
+        "`containers/run venv:tools dvc repro engine@corrected` builds it anew"
     )
 
 

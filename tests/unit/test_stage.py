@@ -10,7 +10,7 @@ import pytest
 from conftest import REPO, only_error, run_in, set_params
 
 from lib.core import gpu
-from lib.core.stage import UserError, fingerprint, flags, load_yaml, read_json, read_params, write_json
+from lib.core.stage import REPRO, UserError, fingerprint, flags, load_yaml, read_json, read_params, write_json
 from lib.core.work import work_dir
 
 
@@ -94,9 +94,9 @@ def test_a_result_cut_short_is_named_with_what_makes_it_anew(tmp_path):
     path = tmp_path / "metrics.json"
     whole = json.dumps({"loss": 2.5, "steps": [1, 2, 3]}, indent=2)
     path.write_text(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=rf"{path}: not whole \(.*line 3\); delete it and run `dvc repro`"):
+    with pytest.raises(UserError, match=rf"{path}: not whole \(.*line 3\); delete it and run `{REPRO}`"):
         read_json(path)
-    with pytest.raises(UserError, match="gone.json: there is no such file; `dvc repro` makes it"):
+    with pytest.raises(UserError, match=f"gone.json: there is no such file; `{REPRO}` makes it"):
         read_json(tmp_path / "gone.json")
 
 
