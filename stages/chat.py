@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, check_bounds, load_yaml, need, read_json, read_params, results, run
+from lib.markdown import table
 from lib.model.answer import continuations, with_adapter
 from lib.model.load import load_to_answer
 from lib.text.templates import prompt_text
@@ -56,14 +57,9 @@ def both_ways(model, tokenizer, texts, p):
 
 
 def as_markdown(rows):
-    """The answers as a table; line breaks and bars are kept out of the cells' way."""
-
-    def cell(text):
-        return text.replace("|", "\\|").replace("\n", "<br>") or "(nothing)"
-
-    lines = ["| prompt | base | LoRA | QLoRA |", "|---|---|---|---|"]
-    lines += ["| " + " | ".join(cell(row[key]) for key in ("prompt", "base", "lora", "qlora")) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    """The answers as a table."""
+    cells = [[row[key] or "(nothing)" for key in ("prompt", "base", "lora", "qlora")] for row in rows]
+    return table(["prompt", "base", "LoRA", "QLoRA"], cells) + "\n"
 
 
 def main():
@@ -96,8 +92,8 @@ def main():
     how = {key: getattr(p, key) for key in ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed")}
     write_metrics(out / "chat.json", {"model": base["name"], "weights": base["weights"], **how, "prompts": rows})
     ways = (f"Temperature {p.temperature}, top-p {p.top_p}", f"Greedy, repetition penalty {p.repetition_penalty}")
-    tables = zip(ways, (sampled, greedy), strict=True)
-    (out / "chat.md").write_text("\n".join(f"{way}:\n\n{as_markdown(table)}" for way, table in tables))
+    parts = [f"{way}:\n\n{as_markdown(rows)}" for way, rows in zip(ways, (sampled, greedy), strict=True)]
+    (out / "chat.md").write_text("\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ reference run. Every result file is optional: what is absent is not measured.
 
 in:   data/claims/*.yaml, results/<profile>/, results/reference/*/
 out:  results/<profile>/claims/claims.json   each claim with its verdict, evidence, reason, and its outcome in every run
-      results/<profile>/claims/claims.md     counts and verdicts as tables
       results/<profile>/claims/verdicts.json the counts alone, for `dvc exp show`
 """
 
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 
 from lib.analysis.own_figures import all_checks, card_limits
 from lib.claims.claims import load_claims
-from lib.claims.format import show
 from lib.claims.kinds import EVIDENCE, VERDICTS
 from lib.claims.runs import run_facts, runs
 from lib.claims.settle import settle
@@ -46,29 +44,6 @@ def counts_by_evidence(claims):
     }
 
 
-def as_markdown(claims):
-    """Counts and verdicts as two tables."""
-    lines = [
-        "| verdict | claims |",
-        "|---|---:|",
-        *(f"| {name} | {count} |" for name, count in counts(claims).items()),
-        "",
-    ]
-    lines += ["| claim | published | measured | verdict | evidence | run | reason |", "|---|---:|---:|---|---|---|---|"]
-    for claim in claims:
-        row = [
-            claim["id"],
-            claim["published"],
-            show(claim["measured"]),
-            claim["verdict"],
-            claim["evidence"],
-            claim["run"] or "—",
-            claim["reason"],
-        ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main():
     p = read_params(Claims)
     writeups, claims = load_claims()
@@ -90,7 +65,6 @@ def main():
         },
     )
     write_json(out / "verdicts.json", counts(settled))
-    (out / "claims.md").write_text(as_markdown(settled))
     print(f"claims: {', '.join(f'{count} {verdict}' for verdict, count in counts(settled).items() if count)}")
 
 

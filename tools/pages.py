@@ -15,18 +15,13 @@ from pathlib import Path
 
 from lib.claims.kinds import EVIDENCE, UNANSWERED, VERDICTS, rank
 from lib.core.stage import UserError, load_yaml, read_json, results, run
+from lib.markdown import table
 from lib.report.overview import HEADLINES, measured
 from tools import moved
 
 FIGURE = "answer-comparison.svg"
 MARK = re.compile(r"<!-- [\w-]+:(?:begin|end) -->")
 BLOCK = re.compile(r"(<!-- ([\w-]+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL)
-
-
-def table(header, rule, rows):
-    """Markdown; cells are our own Markdown already."""
-    cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, rule, *cells))
 
 
 def public(claim):
@@ -48,7 +43,7 @@ def headlines(claims):
         if c["id"] in HEADLINES
     ]
     header = ["claim", "published", "measured", "verdict", "evidence"]
-    return table(header, ["---", "---:", "---:", "---", "---"], rows)
+    return table(header, rows, right=("published", "measured"))
 
 
 def otherwise(claim):
@@ -66,7 +61,7 @@ def headlines_in(words, claims):
         got = measured({**claim, "run": words["runs"].get(claim["run"], claim["run"])}, words["evidence"]["estimated"])
         verdict = words["verdicts"][claim["verdict"]] + otherwise(claim)
         rows.append([words["claims"][claim["id"]], shown, got, verdict, words["evidence"][claim["evidence"]]])
-    return table(words["header"], ["---", "---:", "---:", "---", "---"], rows)
+    return table(words["header"], rows, right=words["header"][1:3])
 
 
 def summary(claims):
@@ -77,10 +72,7 @@ def summary(claims):
 
 def of_writeup(claims):
     """Every claim of a writeup by section, with its conditions, verdict, evidence and reason; printed tables folded."""
-    header, rule = (
-        ["claim", "published", "measured", "verdict", "evidence", "why"],
-        ["---", "---:", "---:", "---", "---", "---"],
-    )
+    header, right = ["claim", "published", "measured", "verdict", "evidence", "why"], ("published", "measured")
     parts = [f"{len(claims)} claims: {summary(claims)}."]
     for section in dict.fromkeys(claim["section"] for claim in claims):
         for cells in (False, True):
@@ -88,7 +80,7 @@ def of_writeup(claims):
             if part:
                 name = f"{section}, the printed tables" if cells else section
                 fold = f"<details><summary>{name}: {summary(part)}</summary>"
-                parts += [fold, table(header, rule, [claim_row(claim) for claim in part]), "</details>"]
+                parts += [fold, table(header, [claim_row(claim) for claim in part], right), "</details>"]
     return "\n\n".join(parts)
 
 
@@ -107,11 +99,10 @@ def kinds(claims):
     evidence = Counter(claim["evidence"] for claim in claims)
     verdict_rows = [[name, says, str(verdicts[name])] for name, says in VERDICTS.items()]
     evidence_rows = [[name, says, str(evidence[name])] for name, says in EVIDENCE.items()]
-    rule = ["---", "---", "---:"]
     return "\n\n".join(
         [
-            table(["verdict", "meaning", "claims"], rule, verdict_rows),
-            table(["evidence", "meaning", "claims"], rule, evidence_rows),
+            table(["verdict", "meaning", "claims"], verdict_rows, right=("claims",)),
+            table(["evidence", "meaning", "claims"], evidence_rows, right=("claims",)),
         ]
     )
 
@@ -121,14 +112,14 @@ def unanswered(claims):
     rows = [[c["says"], c["verdict"], f"`{c['command']}`"] for c in claims if c["verdict"] in UNANSWERED]
     asked = sum(claim["verdict"] != "opinion" for claim in claims)
     return f"{len(rows)} of {asked} claims that a run or a source can decide have no answer.\n\n" + table(
-        ["claim", "verdict", "command that answers it"], ["---"] * 3, rows
+        ["claim", "verdict", "command that answers it"], rows
     )
 
 
 def then_and_now(steps):
     """A writeup's own commands beside those of the pinned versions, and what runs them here."""
     rows = [[one["step"], code(one["then"]), code(one["now"]), one["here"]] for one in steps]
-    return table(["step", "as published", "in the pinned versions", "here"], ["---"] * 4, rows)
+    return table(["step", "as published", "in the pinned versions", "here"], rows)
 
 
 def code(lines):
@@ -142,7 +133,7 @@ def discrepancies(entries):
         file = one.get("handled")
         here = f"[{file}](../{file})" if file else f"as published: {one['as_published']}"
         rows.append([one["id"], one["writeup"], one["finding"], here])
-    return table(["", "in the writeup", "what the pinned versions do", "here"], ["---"] * 4, rows)
+    return table(["", "in the writeup", "what the pinned versions do", "here"], rows)
 
 
 def tables(settled):

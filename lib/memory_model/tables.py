@@ -2,6 +2,8 @@
 vram.json as tables in GB, with where each term comes from (stages/vram.py).
 """
 
+from lib.markdown import table
+
 GB = 1e9  # the writeup's unit: 10^9 bytes
 
 # What a term is, and where it can be read.
@@ -29,44 +31,38 @@ WHERE = {
 
 def as_markdown(models, variants, kept):
     """The terms as tables in GB, and where they come from."""
-    return "\n".join([static_table(models), peak_table(variants), terms_table(kept)])
+    return "\n\n".join([static_table(models), peak_table(variants), terms_table(kept)]) + "\n"
 
 
 def peak_table(variants):
     """The predicted peak of every fine-tuning."""
-    names = list(WHERE)
-    lines = [
-        f"| fine-tuning | peak in | {' | '.join(f'{name} GB' for name in names)} | process GB |",
-        "|---|---|" + "---:|" * (len(names) + 1),
-    ]
+    sizes = [*(f"{name} GB" for name in WHERE), "process GB"]
+    rows = []
     for variant, entry in variants.items():
         if "not_predicted" in entry:
-            cells = [variant, f"not predicted: {entry['not_predicted']}", *[""] * (len(names) + 1)]
+            rows.append([variant, f"not predicted: {entry['not_predicted']}", *[""] * len(sizes)])
         else:
-            sizes = [entry["terms"][name] for name in names]
-            cells = [variant, entry["peak_phase"], *(f"{size / GB:,.2f}" for size in [*sizes, entry["process_bytes"]])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            terms = [*(entry["terms"][name] for name in WHERE), entry["process_bytes"]]
+            rows.append([variant, entry["peak_phase"], *(f"{size / GB:,.2f}" for size in terms)])
+    return table(["fine-tuning", "peak in", *sizes], rows, right=sizes)
 
 
 def terms_table(kept):
-    """What each term is; kept: {method: bytes a layer keeps of a token, or None}."""
+    """The meaning of each term; kept: {method: bytes a layer keeps of a token, or None}."""
     known = [f"{size:,} bytes under {method}" for method, size in kept.items() if size]
     each = {"activations": f" (a layer of the base model keeps of a token {', '.join(known)})"} if known else {}
-    rows = [f"| {name} | {what}{each.get(name, '')} |" for name, what in WHERE.items()]
-    return "\n".join(["| term | what it is |", "|---|---|", *rows]) + "\n"
+    return table(["term", "what it is"], [[name, meaning + each.get(name, "")] for name, meaning in WHERE.items()])
 
 
 def static_table(models):
-    """What a model's shape alone gives."""
-    lines = [
-        "| model | method | weights GB | adapter GB | gradients GB | optimiser GB | total GB | byte/parameter |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    """The sizes that follow from a model's shape alone."""
+    numbers = ["weights GB", "adapter GB", "gradients GB", "optimiser GB", "total GB", "byte/parameter"]
+    rows = []
     for model, methods in models.items():
         for method in ("full", "lora", "qlora"):
             entry = methods[method]
-            cells = [f"{entry[f'{part}_bytes'] / GB:,.2f}" for part in ("weights", "adapter", "gradients", "optimizer")]
-            row = [model, method, *cells, f"{entry['total_bytes'] / GB:,.2f}", f"{entry['bytes_per_parameter']:.2f}"]
-            lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
+            parts = [entry[f"{part}_bytes"] for part in ("weights", "adapter", "gradients", "optimizer", "total")]
+            rows.append(
+                [model, method, *(f"{part / GB:,.2f}" for part in parts), f"{entry['bytes_per_parameter']:.2f}"]
+            )
+    return table(["model", "method", *numbers], rows, right=numbers)

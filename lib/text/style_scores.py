@@ -11,6 +11,7 @@ is no proof of equality: the interval says how large a difference could have sta
 
 import statistics
 
+from lib.markdown import table
 from lib.text.style_measures import MEASURES, language
 
 MODELS = {"base": "base", "lora": "LoRA", "qlora": "QLoRA"}
@@ -115,10 +116,8 @@ def cell(found, rows, sign=""):
 def as_markdown(data):
     """The result as tables: means, differences with verdicts, distances, definitions."""
 
-    def table(head, row):
-        return [f"| measure | {' | '.join(head)} |", "|---" * (1 + len(head)) + "|"] + [
-            f"| {name} | {' | '.join(row(entry))} |" for name, entry in data["measures"].items()
-        ]
+    def by_measure(head, row):
+        return table(["measure", *head], [[name, *row(entry)] for name, entry in data["measures"].items()])
 
     def means(entry):
         rows = {"dataset": data["dataset_rows"]}
@@ -136,9 +135,9 @@ def as_markdown(data):
     how = f"temperature {data['temperature']}, top-p {data['top_p']}" if data["temperature"] else "greedy"
     lines = [f"{data['model']}: {data['prompts']} held-out prompts, {how}, at most {data['max_new_tokens']} tokens."]
     lines += ["", *(f"- {remark}" for remark in data["remarks"])]
-    lines += ["", "Mean and 95 % interval:", "", *table(GROUPS.values(), means)]
-    lines += ["", "Difference, row by row, and 95 % interval:", "", *table(pairs, differences)]
+    lines += ["", "Mean and 95 % interval:", "", by_measure(GROUPS.values(), means)]
+    lines += ["", "Difference, row by row, and 95 % interval:", "", by_measure(pairs, differences)]
     lines += ["", "Distance from the reference answers, in standard deviations of the dataset's answers:", ""]
-    lines += [*table(MODELS.values(), distances), ""]
+    lines += [by_measure(MODELS.values(), distances), ""]
     lines += [f"- {name}: {entry['definition']}" for name, entry in data["measures"].items()]
     return "\n".join(lines) + "\n"
