@@ -129,11 +129,12 @@ def kept_bytes(shape, method, lora):
 def main():
     p, lora, training = read_params(Vram), read_params(Lora), read_params(Finetune)
     out = results("vram")
-    models = {name: predict(read_shape(name, "params.yaml: vram.shapes has", "llama"), lora) for name in p.shapes}
+    shapes = {name: read_shape(name, "params.yaml: vram.shapes has", "llama") for name in p.shapes}
     base = read_json(results("base_model") / "metrics.json")["name"]
     config = read_json(results("base_model") / "model" / "config.json")
     if "num_key_value_heads" not in config:
         raise UserError(f"{base} is a {config['model_type']}; memory is predicted for the Llama architecture alone")
+    models = {name: predict(shape, lora) for name, shape in shapes.items()}
     models[base] = predict(config, lora)
     variants = predict_variants(config, lora, training, read_json(results("dataset") / "tokens.json"))
     numbers = {"r": lora.r, "target_modules": lora.target_modules, "models": models}

@@ -64,7 +64,9 @@ def test_a_run_prints_a_line_a_stage(tree):
     assert done.returncode == 0, done.stderr
     assert "chatter" not in done.stdout + done.stderr
     assert re.search(r"(?m)^\[ 2 of 2\] second +\d+ s$", done.stdout)
-    assert done.stdout.splitlines()[-3:-1] == ["verdicts: 2 reproduced", "report: results/embedded/report/index.html"]
+    lines = done.stdout.splitlines()
+    assert lines[-3:-1] == ["verdicts: 2 reproduced", "report: results/embedded/report/index.html"]
+    assert len(lines) == 2 + 5 and done.stderr == ""  # what it takes, the stages, how long it took, what came out
 
 
 def test_verbose_shows_all(tree):

@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import REPO, only_error, probe, run_in, set_params, stage
 
+from lib.core.stage import write_json
 from lib.memory_model import variants as memory_model_variants
 from lib.memory_model.allocator import MIB, Allocator
 from lib.memory_model.decoder import Batch, Setting
@@ -74,6 +75,18 @@ def test_a_module_that_a_llama_block_has_not_is_named(small_tree, tree):
     done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.vram")
     assert only_error(done) == (
         f"error: params.yaml: lora.target_modules has 'W_pack'; a Llama block has {', '.join(ALL)}"
+    )
+
+
+@pytest.mark.parametrize("modules", [ALL, ["query_key_value", "dense"]])
+def test_a_model_that_is_no_llama_is_named(tree, modules):
+    base = tree / "results" / "embedded" / "base_model"
+    write_json(base / "metrics.json", {"name": "pythia-160m"})
+    write_json(base / "model" / "config.json", {"model_type": "gpt_neox", "num_attention_heads": 12})
+    set_params(tree, lora={"target_modules": modules})
+    done = run_in(tree, "containers/run", "venv:tools", "python", "-m", "stages.vram")
+    assert only_error(done) == (
+        "error: pythia-160m is a gpt_neox; memory is predicted for the Llama architecture alone"
     )
 
 
