@@ -16,6 +16,7 @@ import time
 from copy import deepcopy
 from pathlib import Path
 
+from lib.bench.experiments import CUT_SHORT, seconds_of
 from lib.core.parent import exit_words
 from lib.core.stage import UserError, load_yaml, parse_yaml, read_json, results, run, write_json
 from tools import preflight
@@ -179,7 +180,11 @@ def describe_failure(stage, log, error):
     lines = log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:] if log.exists() else []
     print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)
     # DVC says "exited with -9" where the kernel ended the stage.
-    killed = f" ({exit_words(-signal.SIGKILL)})" if re.search(r"exited with (-9|137)\b", full_message(error)) else ""
+    found = re.search(r"exited with (-?\d+)\b", full_message(error))
+    code = int(found[1]) if found else None
+    if code == CUT_SHORT:
+        return f"stage {stage}: BUDGET ended; run the same again to resume, what is finished is kept"
+    killed = f" ({exit_words(code)})" if code in (-signal.SIGKILL, 128 + signal.SIGKILL) else ""
     return f"stage {stage} failed{killed}; its log: {log}; mend it and run the same again, what is finished is kept"
 
 
@@ -201,6 +206,7 @@ def main():
     if len(sys.argv) > 2:
         raise UserError("usage: make reproduce [PROFILE=embedded|weightless|writeup]")
     profile = sys.argv[1] if len(sys.argv) == 2 else None
+    seconds_of(os.environ.get("BUDGET"))
     with only_run("make reproduce"):
         if profile:
             check_name(profile)

@@ -15,6 +15,7 @@ from lib.serving.servers import OURS, SERVERS
 ENDPOINTS = ("completions", "chat")
 LOAD_CLIENTS = {"genai-perf": GenaiPerf(), "vllm bench serve": RandomBench()}
 PROMPTS = ("unique", "synthetic")
+CUT_SHORT = 75  # exit code of a sweep that BUDGET ended: EX_TEMPFAIL, run it again
 BUDGET_ENDED = "the budget ended after"  # begins the reason for points that a later run can still measure
 FIXED = ("experiments", "definitions", "configurations", "client_variants")  # no patch changes these
 

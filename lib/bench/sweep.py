@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import partial
 
 from lib.bench import metrics
-from lib.bench.experiments import LOAD_CLIENTS, Clock, key_of, seconds_of, visits
+from lib.bench.experiments import CUT_SHORT, LOAD_CLIENTS, Clock, key_of, seconds_of, visits
 from lib.bench.inputs import load_of, make_inputs
 from lib.bench.results import publish, what_was_asked
 from lib.bench.validity import certificate, failed, never_valid, per_request
@@ -25,7 +25,6 @@ from lib.serving.process import launched, run_client, serving, session, wait_unt
 from lib.serving.servers import read_metrics
 
 LEAST_RATE = 40  # output tokens a second: a third of a 7 B model's at one user on an H100 PCIe, the slowest card for it
-CUT_SHORT = 75  # exit code of a sweep that BUDGET ended: EX_TEMPFAIL, run it again
 
 
 def key(p, name, images):

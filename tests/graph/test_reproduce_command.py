@@ -50,6 +50,12 @@ def test_a_refused_profile_changes_nothing(tree, profile):
     assert run_in(tree, "git", "ls-files", "--others", "--exclude-standard", check=True).stdout == ""
 
 
+def test_a_wrong_budget_is_refused_before_anything_runs(tree):
+    done = reproduce(tree, "BUDGET=30")
+    assert done.returncode and done.stdout == ""
+    assert done.stderr.startswith("error: BUDGET is '30'; write a number and s, m or h, such as 30m\n")
+
+
 def test_a_failed_stage_shows_the_end_of_its_log(tree):
     (tree / "second.sh").write_text('echo "error: no luck"\nexit 1\n')
     done = reproduce(tree)

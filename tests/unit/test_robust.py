@@ -179,7 +179,7 @@ def test_a_stage_whose_dvc_died_while_it_was_imported_ends():
     assert ask(REPO_PARENT="1").stdout == "runs\n"  # by hand, a stage may outlive its shell
 
 
-def test_exit_code_minus_9_is_explained(tmp_path):
+def test_an_exit_code_is_explained(tmp_path):
     assert exit_words(3) == "exit code 3"
     assert (
         exit_words(-signal.SIGKILL)
@@ -190,6 +190,8 @@ def test_exit_code_minus_9_is_explained(tmp_path):
     assert "memory runs out" in describe_failure("finetune@lora", tmp_path / "log", error)
     error.__cause__ = RuntimeError("failed to run: containers/run ..., exited with 1")
     assert "memory runs out" not in describe_failure("finetune@lora", tmp_path / "log", error)
+    error.__cause__ = RuntimeError("failed to run: containers/run ..., exited with 75")
+    assert describe_failure("bench@walk", tmp_path / "log", error).startswith("stage bench@walk: BUDGET ended; run")
 
 
 # A proxy
