@@ -24,10 +24,11 @@ from lib.client_accuracy.truth import COUNTERS, counted, judged
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, check_bounds, read_json, read_params, results, run, write_json
 from lib.core.web import open_url
+from lib.serving.answers import URL, read_metrics
 from lib.serving.clients import CLIENTS
 from lib.serving.load import Load, warm_up
 from lib.serving.process import run_client, serving
-from lib.serving.servers import URL, Inputs, Vllm, read_metrics
+from lib.serving.servers import Inputs, Vllm
 from stages.workers.mock_server import MODEL, Mock
 
 # Our name, its formula, and what each client calls it (None: it has no such number). Read in the sources named below.

@@ -23,8 +23,9 @@ from lib.core.stage import UserError, check_bounds, fingerprint, flags, read_jso
 from lib.core.work import work_dir
 from lib.multilora.cost import POPULARITY, load_adapter, point, study_rank
 from lib.multilora.isolation import AskedModel, Asking, proof, said
+from lib.serving.answers import URL
 from lib.serving.process import serving
-from lib.serving.servers import ADAPTERS, SERVERS, URL, Inputs
+from lib.serving.servers import ADAPTERS, SERVERS, Inputs
 from lib.serving.vllm_options import max_lora_rank
 from lib.streaming.load import begin, write_not_measured
 from lib.trtllm.adapters import TASKS

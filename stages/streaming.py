@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, check_bounds, read_json, read_params, results, run, write_json
+from lib.serving.answers import URL
 from lib.serving.process import run_client, serving
-from lib.serving.servers import SERVERS, URL, Inputs
+from lib.serving.servers import SERVERS, Inputs
 from lib.streaming.http import Request
 from lib.streaming.load import begin, in_template, load, write_not_measured
 from stages.workers.stream_client import CLIENTS

@@ -20,10 +20,10 @@ import warnings
 from lib.core.stage import UserError, load_yaml, read_json, read_params, results, run
 from lib.model.answer import with_adapter
 from lib.model.load import load_to_answer
+from lib.streaming.triton import Text
 from lib.text.templates import prompt_text
 from lib.training.config import Finetune, with_variant
 from stages.chat import Chat, answer
-from stages.workers.stream_client import Text
 from tools import remote
 from tools.terminal import enter, in_front, pictured, say, say_dim, show, talk
 

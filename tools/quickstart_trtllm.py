@@ -14,8 +14,8 @@ import subprocess
 from pathlib import Path
 
 from lib.core.stage import UserError, flags, load_yaml, read_json, results, run
+from lib.serving.answers import URL
 from lib.serving.process import serving
-from lib.serving.servers import URL
 from lib.text.templates import prompt_text
 from tools.quickstart_vllm import curl
 from tools.serve import built

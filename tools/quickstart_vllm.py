@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 from lib.core.stage import UserError, load_yaml, results, run
+from lib.serving.answers import URL
 from lib.serving.process import serving
-from lib.serving.servers import URL, Inputs, Vllm
+from lib.serving.servers import Inputs, Vllm
 from lib.streaming.http import post
 
 SAMPLING = {"temperature": 0.8, "top_p": 0.9, "max_tokens": 50, "seed": 42}  # the guide's; it sets no seed

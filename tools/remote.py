@@ -3,7 +3,8 @@
 import socket
 
 from lib.core.stage import UserError, results
-from lib.serving.servers import SERVERS, URL, lora_request
+from lib.serving.answers import URL
+from lib.serving.servers import SERVERS, lora_request
 from lib.streaming.http import Request
 from lib.trtllm.adapters import TASKS
 from stages.workers.stream_client import CLIENTS, timed

@@ -19,10 +19,10 @@ from lib.core.gpu import other_gpu_processes
 from lib.core.graph import dependencies
 from lib.core.stage import UserError, fingerprint, read_json, write_json
 from lib.core.work import work_dir
+from lib.serving.answers import read_metrics
 from lib.serving.load import warm_up
 from lib.serving.monitor import Watch
 from lib.serving.process import launched, run_client, serving, session, wait_until_ready
-from lib.serving.servers import read_metrics
 
 LEAST_RATE = 40  # output tokens a second: a third of a 7 B model's at one user on an H100 PCIe, the slowest card for it
 

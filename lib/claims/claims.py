@@ -1,6 +1,5 @@
 """The claims of data/claims/, one file a writeup, read and checked field by field; README.md there has the format."""
 
-import ast
 import dataclasses
 import re
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from lib.claims.consistency import KINDS, Printed, decimals
+from lib.claims.formulas import check_formula, check_measure, check_names, figures_of, formula_of
 from lib.core.stage import Loader, UserError
 
 WRITEUP_FIELDS = {"id", "order", "title", "publisher", "language", "url", "covers", "card", "settings"}
@@ -17,10 +17,6 @@ TABLE_FIELDS = {"id", "writeup", "section", "says", "conditions", "inferred", "r
 SOURCE_FIELDS = ({"answer", "repo", "at", "path", "line", "says"}, {"answer", "test", "says"})
 STATISTICS = {"avg": "mean", "min": "minimum", "max": "maximum", "p99": "99th percentile", "p90": "90th percentile",
               "p75": "75th percentile"}  # fmt: skip
-
-# What an expression may hold: figures, numbers, arithmetic and comparisons; no call, no attribute, no index.
-ARITHMETIC = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Constant, ast.Name, ast.Load,
-              ast.operator, ast.unaryop, ast.boolop, ast.cmpop)  # fmt: skip
 
 
 @dataclass
@@ -58,18 +54,6 @@ class Claim:
     def figures(self):
         """{name: {file, key}} of every result figure that the formula uses."""
         return figures_of(self.measure)
-
-
-def formula_of(measure):
-    """A measure as a Python expression over its figures."""
-    return "figure" if "file" in measure else measure["expression"]
-
-
-def figures_of(measure):
-    """{name: {file, key}} of every result figure that a measure uses."""
-    if "file" in measure:
-        return {"figure": measure}
-    return {name: where for name, where in measure.items() if name not in ("expression", "no_effect")}
 
 
 class PrintedLoader(Loader):
@@ -198,19 +182,6 @@ def check_source(source, where):
             raise UserError(f"{where}: source.{name} is {value!r}, want text")
 
 
-def check_measure(measure, claim, where):
-    """A measure is {file, key}, or an expression over such figures."""
-    if not {"file", "expression"} & measure.keys():
-        raise UserError(f"{where}: measure has neither file and key nor an expression")
-    figures = figures_of(measure)
-    for name, figure in figures.items():
-        if not isinstance(figure, dict) or figure.keys() != {"file", "key"}:
-            raise UserError(f"{where}: measure.{name} is {figure!r}, want {{file, key}}")
-    if not figures:
-        raise UserError(f"{where}: measure reads no figure of a run; plain arithmetic is the field computed")
-    check_formula(formula_of(measure), figures, claim, where)
-
-
 def check_consistent(claim, where):
     """`consistent` is one check: a kind with its expression, the rule in words, and the figures by name."""
     kinds = [kind for kind in KINDS if kind in claim.consistent]
@@ -234,22 +205,3 @@ def check_references(claim, claims, path):
             raise UserError(
                 f"{path}: claim {claim.id}: consistent.{name} is {figure!r}, which is no claim with a value"
             )
-
-
-def check_formula(formula, names, claim, where):
-    """Arithmetic over `names`; it is a comparison just where the claim has no value, for that answers yes or no."""
-    tree = check_names(formula, names, where)
-    if isinstance(tree.body, ast.Compare | ast.BoolOp) != (claim.value is None):
-        raise UserError(f"{where}: {formula!r} must be a comparison just where value is null; value is {claim.value}")
-
-
-def check_names(formula, names, where):
-    """The syntax tree of an expression that holds nothing but arithmetic over `names`."""
-    try:
-        tree = ast.parse(formula, mode="eval")
-    except SyntaxError:
-        raise UserError(f"{where}: {formula!r} is not arithmetic") from None
-    for node in ast.walk(tree):
-        if not isinstance(node, ARITHMETIC) or (isinstance(node, ast.Name) and node.id not in names):
-            raise UserError(f"{where}: {ast.unparse(node)!r} in {formula!r} is neither arithmetic nor a figure")
-    return tree

@@ -3,57 +3,8 @@ The decoder of a Llama in a rehearsal of fine-tuning (lib/memory_model/step.py):
 compiled, as transformers 4.57 (modeling_llama.py), peft 0.17 (tuners/lora), bitsandbytes 0.48 and liger 0.6 do them.
 """
 
-from dataclasses import dataclass
-
+from lib.memory_model.inputs import round_up
 from lib.memory_model.tensors import Leaf, Operations, Tensor
-
-
-def round_up(number, to):
-    return -(-number // to) * to
-
-
-@dataclass
-class Shape:
-    """A Llama-shaped model: sizes as in its config, `linear` as {module: (inputs, outputs)} of one block."""
-
-    layers: int
-    hidden: int
-    inner: int
-    heads: int
-    kv_heads: int
-    head: int
-    vocabulary: int
-    tied: bool
-    linear: dict
-
-
-@dataclass
-class Setting:
-    """What decides the memory of a fine-tuning besides the model."""
-
-    method: str
-    rank: int
-    dropout: float
-    targets: tuple
-    optimizer: str
-    gradient_checkpointing: bool
-    padding_free: bool
-    liger: bool
-    compile: bool
-    gpus: int
-
-
-@dataclass
-class Batch:
-    """Rows of `width` tokens; padded: some of them are shorter."""
-
-    rows: int
-    width: int
-    padded: bool
-
-    @property
-    def tokens(self):
-        return self.rows * self.width
 
 
 class Decoder(Operations):
@@ -163,9 +114,8 @@ class Decoder(Operations):
 
         def run(g, edges, query, key, value, *others):
             sums = [self.new(batch.rows * heads * round_up(batch.width, 128), 4), self.new(count, 4)]
-            grads = [
-                self.new(one.count, 2) if edge else None for one, edge in zip((query, key, value), edges, strict=True)
-            ]
+            wanted = zip((query, key, value), edges, strict=True)
+            grads = [self.new(part.count, 2) if edge else None for part, edge in wanted]
             if grouped:
                 sums += [self.new(count, 2), self.new(count, 2)]
             return tuple(grads)
@@ -204,8 +154,7 @@ class Decoder(Operations):
         rest = x
         x = self.norm(x)
         x = self.attention(x, batch, layer, cos, sin)
-        x = self.add(rest, x)
-        rest = x
+        x = rest = self.add(rest, x)
         x = self.norm(x)
         x = self.inner(x, batch, layer)
         return self.add(rest, x)
@@ -224,11 +173,9 @@ class Decoder(Operations):
         saved += [self.new(tokens * queries, 2) for _ in range(4)] + [self.new(tokens * self.shape.heads, 4)]
         saved += self.compiled_linear("o_proj", tokens, layer, True)[1]
         saved += [self.new(tokens * hidden, 2), self.new(tokens, 4)]
-        parts = []
         for name in ("gate_proj", "up_proj"):
             out, kept = self.compiled_linear(name, tokens, layer, True)
-            parts += [*out, *kept]
-        saved += parts
+            saved += [*out, *kept]
         passing = self.new(tokens * inner, 2)
         out, kept = self.compiled_linear("down_proj", tokens, layer, True)
         saved += kept

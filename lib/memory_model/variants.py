@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 
 from lib.memory_model.allocator import MIB
-from lib.memory_model.decoder import Batch, Setting, Shape
+from lib.memory_model.inputs import Batch, Setting, Shape
 from lib.memory_model.step import Rehearsal, state_sizes
 from lib.model.shapes import head_size, linear_shapes
 from lib.training.config import METHODS, with_variant

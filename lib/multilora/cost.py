@@ -14,9 +14,10 @@ from contextlib import suppress
 
 from lib.core.attempt import attempt
 from lib.core.gpu import gpu_mib
+from lib.serving.answers import URL, exposition
 from lib.serving.containers import container_memory_mib, container_name
 from lib.serving.process import session
-from lib.serving.servers import URL, Vllm, exposition
+from lib.serving.servers import Vllm
 from lib.streaming.http import Request, post
 from lib.streaming.load import in_template, load
 from lib.text.rows import read_rows

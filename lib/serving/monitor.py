@@ -10,8 +10,8 @@ import psutil
 
 from lib.core.attempt import attempt
 from lib.core.gpu import gpu_handles, gpu_sample
+from lib.serving.answers import read_metrics
 from lib.serving.containers import container_cpu_seconds, container_name
-from lib.serving.servers import read_metrics
 
 INTERVAL_SECONDS = 1.0
 

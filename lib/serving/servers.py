@@ -3,21 +3,17 @@ The servers under test: how each is started, how genai-perf drives it, and what 
 """
 
 import json
-import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.core.stage import REPRO, UserError, flags, read_json, work_folder
-from lib.core.web import UNANSWERED, open_url
+from lib.serving.answers import URL, answer
 from lib.serving.vllm_options import engine_options
 
-URL = "http://127.0.0.1:8000"
 ADAPTERS = ("lora", "qlora")  # variants of the fine-tuning; the first is the one that RUN=...-lora asks for
 SHARED_MEMORY = "bench_triton_"  # begins the names of Triton's regions in /dev/shm
 FORMATS = {"bfloat16": "bf16", "float16": "bf16"}  # what config.json calls a number: what lib/analysis/roofline.py does
-
-
 OURS = ("base", "lora")  # models of this pipeline; any other is SHAPE:FORMAT
 
 
@@ -251,46 +247,3 @@ def lora_request(task, folder):
 
 
 SERVERS = {"triton": Triton, "vllm": Vllm, "trtllm": Trtllm}
-
-
-def answer(path, url=URL):
-    """The JSON that the running server answers a GET with."""
-    try:
-        with open_url(url + path, timeout=10) as response:
-            return json.load(response)
-    except UNANSWERED as error:
-        raise UserError(f"{url}{path}: the server is ready and does not answer this: {error}") from None
-
-
-def exposition(server):
-    """The server's own figures now, as Prometheus text; empty where it does not tell them."""
-    try:
-        with open_url(server.metrics, timeout=10) as response:
-            return response.read().decode(errors="replace")
-    except UNANSWERED:
-        return ""
-
-
-def read_metrics(server, names):
-    """The server's own figures now, by our `names`; an empty dict where it does not tell them."""
-    return sums(exposition(server), names)
-
-
-def sums(text, names):
-    """Prometheus text -> our name -> the sum over all labels of the metric.
-
-    A metric that is not there, or is no finite number, is left out, and all are where the text is malformed: unknown in
-    the validity checks.
-    """
-    from prometheus_client.parser import text_string_to_metric_families
-
-    try:
-        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    except ValueError:
-        return {}
-    # The parser adds _total to the name of a counter that lacks it.
-    found = {
-        name: [each.value for each in samples if each.name in (metric, f"{metric}_total")]
-        for name, metric in names.items()
-    }
-    return {name: sum(values) for name, values in found.items() if values and math.isfinite(sum(values))}

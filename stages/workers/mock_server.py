@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.serving.servers import URL
+from lib.serving.answers import URL
 
 MODEL = "mock"
 HEADERS = "HTTP/1.1 {}\r\nContent-Type: {}\r\n{}\r\n\r\n"

@@ -24,8 +24,9 @@ from conftest import ONE_THREAD, REPO, copy_tree, every_input, run_in, set_param
 
 from lib.core.stage import write_json
 from lib.multilora.cost import load_adapter
+from lib.serving.answers import URL, answer, read_metrics
 from lib.serving.process import serving
-from lib.serving.servers import URL, Triton, Vllm, answer, read_metrics
+from lib.serving.servers import Triton, Vllm
 from lib.streaming.http import Request
 
 PROMPTS = ["The capital of France is", "1, 2, 3, 4,", "Water freezes at"]

@@ -17,8 +17,8 @@ from lib.core import work
 from lib.core.parent import exit_words
 from lib.core.stage import UserError, write_json
 from lib.core.web import open_url
+from lib.serving.answers import answer, sums
 from lib.serving.process import is_ready
-from lib.serving.servers import answer, sums
 from stages.machine import memory_limit_gib
 from tools import bench, lock, profile
 from tools.checkout import RWLOCK, only_run

@@ -9,6 +9,7 @@ from conftest import REPO, left_out, only_error, run_in
 from lib.core.stage import UserError
 from lib.serving.servers import lora_request
 from lib.streaming import http
+from lib.streaming.triton import triton_inputs
 from stages.streaming import BLS, Streaming, bls_cases, bls_loads, by_case, by_prompt, write_bls_models
 from stages.workers import stream_client
 
@@ -151,7 +152,7 @@ def test_vllm_and_trtllm_serve_name_adapters_differently(monkeypatch):
 
 def test_triton_gets_no_task_id_for_the_base_model():
     asked = http.Request("a", None, 8, 0, 0.0, 1.0, 1)
-    assert stream_client.triton_inputs(asked, {}) == {
+    assert triton_inputs(asked, {}) == {
         "max_tokens": 8,
         "seed": 1,
         "temperature": 1.0,
@@ -159,7 +160,7 @@ def test_triton_gets_no_task_id_for_the_base_model():
         "top_p": 0.0,
     }
     drawn = http.Request("a", "qlora", 8, 4, 0.7, 0.9, 1)
-    assert stream_client.triton_inputs(drawn, {"lora": 1, "qlora": 2}) == {
+    assert triton_inputs(drawn, {"lora": 1, "qlora": 2}) == {
         "max_tokens": 8, "seed": 1, "temperature": 0.7, "top_k": 0, "top_p": 0.9, "min_tokens": 4, "lora_task_id": 2,
     }  # fmt: skip
 

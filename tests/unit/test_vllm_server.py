@@ -7,7 +7,7 @@ from conftest import every_input
 
 from lib.bench import metrics
 from lib.core.stage import UserError
-from lib.serving import servers
+from lib.serving import answers, servers
 
 VLLM_METRICS = """\
 # HELP vllm:generation_tokens_total Number of generation tokens processed.
@@ -27,9 +27,9 @@ nv_llm_output_token_len_bucket{model="tensorrt_llm",version="1",le="10.0"} 4
 
 
 def test_the_tokens_a_server_made_are_read_from_its_metrics():
-    assert servers.sums(VLLM_METRICS, servers.Vllm.counters) == {"output_tokens": 94.0, "requests": 3.0}
+    assert answers.sums(VLLM_METRICS, servers.Vllm.counters) == {"output_tokens": 94.0, "requests": 3.0}
     counted = {"input_tokens": 60.0, "output_tokens": 113.0, "requests": 11.0}
-    assert servers.sums(TRITON_METRICS, servers.Triton.counters) == counted
+    assert answers.sums(TRITON_METRICS, servers.Triton.counters) == counted
 
 
 VLLM_GUESSING = """\
@@ -50,7 +50,7 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",model_name="base",
     ],
 )
 def test_the_accepted_draft_tokens_are_read_from_the_server(text, guessed, right):
-    counted = servers.sums(text, servers.Vllm.counters)
+    counted = answers.sums(text, servers.Vllm.counters)
     assert metrics.guess_counts(counted) == {"guessed_tokens": guessed, "guessed_right": right}
 
 

@@ -8,7 +8,7 @@ from conftest import REPO, only_error, probe, run_in, set_params, stage
 from lib.core.stage import write_json
 from lib.memory_model import variants as memory_model_variants
 from lib.memory_model.allocator import MIB, Allocator
-from lib.memory_model.decoder import Batch, Setting
+from lib.memory_model.inputs import Batch, Setting
 from lib.memory_model.step import Rehearsal, state_sizes
 from lib.memory_model.tensors import TERMS, Node
 from lib.memory_model.variants import CONTEXT, LIMIT, predict_variants, rehearse, shape_of, training_steps
