@@ -13,7 +13,8 @@ from tools.checkout import only_run
 def reproduce(targets):
     """Run the stages `targets` with what they depend on, in a checkout that is held; exits as DVC does where that
     fails."""
-    code = subprocess.run([sys.executable, "-m", "dvc", "repro", *targets], preexec_fn=die_with_parent()).returncode
+    command = [sys.executable, "-m", "tools.dvc_command", "repro", *targets]
+    code = subprocess.run(command, preexec_fn=die_with_parent()).returncode
     if code:
         sys.exit(code)
 

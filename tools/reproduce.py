@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from copy import deepcopy
+from contextlib import contextmanager
 from pathlib import Path
 
 from lib.bench.experiments import CUT_SHORT, seconds_of
@@ -21,6 +21,7 @@ from lib.core.parent import exit_words
 from lib.core.stage import UserError, load_yaml, parse_yaml, read_json, results, run, write_json
 from tools import preflight
 from tools.checkout import only_run
+from tools.dvc_command import mend_dvc
 from tools.profile import check_name, plan_profile, write_profile
 
 LOG_LINES = 15  # of a failed stage, shown on stderr
@@ -30,14 +31,14 @@ RUNNING, UNCHANGED = re.compile(r"Running stage '(.+)'"), re.compile(r"Stage '(.
 class Progress(logging.Handler):
     """Follows DVC's own messages: a line when a stage has ended, its output in a log of its own."""
 
-    def __init__(self, profile, total, minutes, verbose):
+    def __init__(self, profile, names, minutes, verbose):
         super().__init__()
-        self.total, self.minutes, self.verbose = total, minutes, verbose
+        self.total, self.minutes, self.verbose = len(names), minutes, verbose
         self.logs, self.times = Path(".work") / profile / "logs", Path(".work") / profile / "stage_seconds.json"
         self.seconds = read_json(self.times) if self.times.exists() else {}
         self.terminal, self.errors = os.fdopen(os.dup(1), "w"), os.dup(2)
         self.begun, self.place, self.unchanged = time.monotonic(), 0, 0
-        self.names, self.stage, self.stage_begun, self.log = [], None, 0.0, None
+        self.names, self.stage, self.stage_begun, self.log = names, None, 0.0, None
         self.logs.mkdir(parents=True, exist_ok=True)
 
     def emit(self, record):
@@ -112,71 +113,66 @@ class Progress(logging.Handler):
                 print(f"\r\033[K{words}", end="", file=self.terminal, flush=True)
 
 
-def spare_yaml():
-    """Spare DVC the parsing that takes most of a run in which nothing changed: it parses params.yaml at every stage and
-    dvc.lock at every look at the graph, and writes dvc.lock anew after a stage whose entry stays the same."""
-    from dvc.dvcfile import Lockfile
-    from dvc.stage.serialize import to_lockfile
-    from dvc.utils import strictyaml
-    from dvc.utils.serialize import _yaml
-
-    parse, dump, parsed = _yaml.parse_yaml, Lockfile.dump_stages, {}
-
-    def parse_once(text, path, typ="safe"):
-        if typ != "safe":  # with comments, to be written again
-            return parse(text, path, typ)
-        if text not in parsed:
-            parsed[text] = parse(text, path)
-        return deepcopy(parsed[text])
-
-    def dump_changed(self, stages, **options):
-        entries = self.load().get("stages", {})
-        if any(entries.get(stage.name) != to_lockfile(stage, **options)[stage.name] for stage in stages):
-            dump(self, stages, **options)
-
-    _yaml.parse_yaml = strictyaml.parse_yaml = parse_once
-    Lockfile.dump_stages = dump_changed
-
-
 def run_stages(profile, minutes):
     """Run what changed; UserError with the end of the log of a stage that fails."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
-    from dvc.repo.reproduce import get_active_graph, plan_repro
 
-    spare_yaml()
-    verbose = bool(os.environ.get("VERBOSE"))
-    with Repo() as repo:
-        stages = [stage for stage in repo.index.stages if Path(stage.path).name == "dvc.yaml"]
-        stages = [stage for stage in stages if Path(stage.path).parent == Path(repo.root_dir)]
-        steps = plan_repro(get_active_graph(repo.index.graph), stages)
-        progress = Progress(profile, len(steps), minutes, verbose)
-        progress.names = [step.addressing for step in steps]
-        logger, stop = logging.getLogger("dvc"), threading.Event()
-        logger.setLevel(logging.INFO)
-        logger.addHandler(progress)
-        if not verbose:
-            progress.redirect(progress.logs / "dvc.log")
-        if not verbose and progress.terminal.isatty():
-            threading.Thread(target=progress.show_last_line, args=[stop], daemon=True).start()
-        try:
-            repo.reproduce()
-            progress.end_stage()
-        except DvcException as error:
-            progress.show_output()  # before anything is said of the failure
-            raise UserError(describe_failure(progress.stage, progress.log, error)) from None
-        finally:
-            stop.set()
-            logger.removeHandler(progress)
-            progress.show_output()
+    mend_dvc()
+    try:
+        with Repo() as repo:
+            progress = Progress(profile, planned(repo), minutes, bool(os.environ.get("VERBOSE")))
+            with followed(progress):
+                repo.reproduce()
+                progress.end_stage()
+    except DvcException as error:  # outside of any stage
+        raise UserError(describe_error(error)) from None
     seconds = time.monotonic() - progress.begun
     print(f"{progress.total - progress.unchanged} of {progress.total} stages ran in {seconds:.0f} s", flush=True)
 
 
+def planned(repo):
+    """Names of the stages of dvc.yaml, in the order in which DVC runs them."""
+    from dvc.repo.reproduce import get_active_graph, plan_repro
+
+    stages = [stage for stage in repo.index.stages if Path(stage.path) == Path(repo.root_dir) / "dvc.yaml"]
+    return [step.addressing for step in plan_repro(get_active_graph(repo.index.graph), stages)]
+
+
+@contextmanager
+def followed(progress):
+    """DVC's messages go to `progress` and its output to a log; UserError with the end of the log of a failed stage."""
+    from dvc.exceptions import DvcException
+
+    logger, stop = logging.getLogger("dvc"), threading.Event()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(progress)
+    if not progress.verbose:
+        progress.redirect(progress.logs / "dvc.log")
+        if progress.terminal.isatty():
+            threading.Thread(target=progress.show_last_line, args=[stop], daemon=True).start()
+    try:
+        yield
+    except DvcException as error:
+        progress.show_output()  # before anything is said of the failure
+        words = describe_failure(progress.stage, progress.log, error) if progress.stage else describe_error(error)
+        raise UserError(words) from None
+    finally:
+        stop.set()
+        logger.removeHandler(progress)
+        progress.show_output()
+
+
+def describe_error(error):
+    """What DVC says where no stage failed, in one line."""
+    words = f"DVC: {' '.join(str(error).split())}"
+    if "dvc.lock" in words:
+        words += "; `git checkout dvc.lock` and run the same again, what is finished comes back from DVC's cache"
+    return words
+
+
 def describe_failure(stage, log, error):
     """What failed and where it says so; the end of its log goes to stderr first."""
-    if not stage:
-        return f"DVC: {' '.join(str(error).split())}"
     lines = log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:] if log.exists() else []
     print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)
     # DVC says "exited with -9" where the kernel ended the stage.

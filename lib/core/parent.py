@@ -12,6 +12,7 @@ import time
 
 LOOK_SECONDS = 0.5
 LEAVE_SECONDS = 10  # for a stage to leave by itself, before it is killed
+STARTERS = {"tools.reproduce", "tools.dvc_command"}  # modules that run DVC
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None)
 
@@ -37,7 +38,7 @@ def find_dvc():
     try:
         for ancestor in psutil.Process().parents():
             words = ancestor.cmdline()
-            if "tools.reproduce" in words or any(os.path.basename(word) == "dvc" for word in words[:3]):
+            if STARTERS & set(words) or any(os.path.basename(word) == "dvc" for word in words[:3]):
                 return ancestor
     except psutil.Error:
         return None

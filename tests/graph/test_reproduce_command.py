@@ -6,9 +6,9 @@ import pytest
 from conftest import copy_tree, run_in
 from dvc.dvcfile import Lockfile
 from dvc.utils import strictyaml
-from dvc.utils.serialize import _yaml
+from dvc.utils.serialize import _common, _yaml
 
-from tools.reproduce import spare_yaml
+from tools.dvc_command import mend_dvc
 
 # Two stages in the place of the graph, and the verdicts that the last lines read.
 GRAPH = """\
@@ -90,21 +90,63 @@ def test_a_run_without_changes_leaves_dvc_lock_alone(tree):
     assert (tree / "dvc.lock").stat().st_mtime_ns == before
 
 
-def test_dvc_lock_is_what_dvc_alone_writes(tree):
-    (tree / "second.sh").write_text(CLAIMS + "# changed\n")
-    assert reproduce(tree).returncode == 0
+@pytest.mark.parametrize("module", ["tools.reproduce", "tools.repro"])
+def test_dvc_lock_is_what_dvc_alone_writes(tree, module):
+    (tree / "second.sh").write_text(CLAIMS + f"# changed for {module}\n")
+    run_in(tree, "containers/run", "venv:tools", "python", "-m", module, check=True)
     ours = (tree / "dvc.lock").read_bytes()
     (tree / "dvc.lock").unlink()
     run_in(tree, "containers/run", "venv:tools", "dvc", "repro", check=True)
     assert (tree / "dvc.lock").read_bytes() == ours
 
 
-def test_dvc_parses_each_text_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("dvc.lock", "schema: '2.0'\nstages:\n  first:\n    cmd: a\n      b:"), ("dvc.yaml", "stages: [")],
+)
+def test_a_file_that_dvc_cannot_read_is_one_line(tree, name, text):
+    whole = (tree / name).read_text()
+    (tree / name).write_text(text)
+    done = reproduce(tree)
+    (tree / name).write_text(whole)
+    line = done.stderr.splitlines()[0]
+    assert (
+        done.returncode and line.startswith(f"error: DVC: unable to read: '{name}'") and "Traceback" not in done.stderr
+    )
+    assert ("`git checkout dvc.lock` and run the same again" in line) == (name == "dvc.lock")
+
+
+@pytest.fixture
+def mended(monkeypatch):
+    """What mend_dvc changes is taken back after the test."""
+    for where, name in [
+        (Lockfile, "dump_stages"), (strictyaml, "parse_yaml"), (_yaml, "parse_yaml"), (_yaml, "_dump_data"),
+        (_common, "_dump_data"),
+    ]:  # fmt: skip
+        monkeypatch.setattr(where, name, getattr(where, name))
+
+
+def test_a_killed_dvc_leaves_dvc_lock_whole(mended, tmp_path):
+    path = tmp_path / "dvc.lock"
+    path.write_text("stages: {a: 1}\n")
+
+    def killed(data, file):
+        file.write("stages: {")
+        raise SystemExit
+
+    mend_dvc()
+    with pytest.raises(SystemExit):
+        _common._dump_data(path, {}, killed)
+    assert path.read_text() == "stages: {a: 1}\n"
+    with _yaml.modify_yaml(path) as data:
+        data["stages"]["a"] = 2
+    assert path.read_text() == "stages: {a: 2}\n"
+
+
+def test_dvc_parses_each_text_once(mended, monkeypatch):
     texts = []
-    monkeypatch.setattr(Lockfile, "dump_stages", Lockfile.dump_stages)  # spare_yaml's own is taken back afterwards
-    monkeypatch.setattr(strictyaml, "parse_yaml", None)
     monkeypatch.setattr(_yaml, "parse_yaml", lambda text, *_: texts.append(text) or {"a": [text]})
-    spare_yaml()
+    mend_dvc()
     first, second = (strictyaml.parse_yaml("1", "dvc.lock") for _ in range(2))
     assert texts == ["1"] and first == second == {"a": ["1"]}
     first["a"].append("changed by its reader")
