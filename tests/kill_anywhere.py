@@ -2,8 +2,9 @@
 kill -9 at random moments of the smallest whole run:
 containers/run venv:tools python tests/kill_anywhere.py FOLDER [KILLS]
 
-A series of `make reproduce` in a copy of this tree in FOLDER. Every 5 to 40 seconds SIGKILL ends the whole process
-group, DVC alone, a stage, a server or a client. Four checks follow each kill:
+A series of `make reproduce` in a copy of this tree in FOLDER, in a network of its own where the machine allows one.
+After 2 to 60 seconds SIGKILL ends the whole process group, DVC alone, a stage, a server or a client, whichever of them
+run then. Four checks follow each kill:
 
   nothing_left   15 seconds later no process works in the copy
   resumes        the same command goes on by itself
@@ -30,7 +31,7 @@ import psutil
 REPO = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPO), str(REPO / "tests" / "support")]
 
-from conftest import copy_tree, run_in, set_params, variables  # noqa: E402
+from conftest import OWN_NETWORK, copy_tree, run_in, set_params, variables  # noqa: E402
 from smallest import SMALLEST  # noqa: E402
 
 from lib.core.provenance import made_by  # noqa: E402
@@ -41,7 +42,8 @@ KINDS = ("group", "dvc", "stage", "server", "client")
 # Words of the command lines of each kind; the group is make's own.
 WORDS = {"dvc": ["tools.reproduce"], "stage": ["-m stages."], "server": ["bin/tritonserver", "api_server"],
          "client": ["bin/genai-perf"]}  # fmt: skip
-PAUSE = (5, 40)  # seconds of a run before it is killed
+RARE = {"server": 2, "client": 4}  # how much rather these are chosen where they run, which is seldom
+PAUSE = (2, 60)  # seconds of a run before it is killed
 LEFT_SECONDS = 15
 CHECKS = ("nothing_left", "resumes", "points_kept", "same_files")
 # One experiment with both servers and two points each; a checkpoint a step.
@@ -76,7 +78,12 @@ class Series:
         """`make reproduce` in a process group of its own."""
         with self.log.open("ab") as sink:
             self.run = subprocess.Popen(
-                ["make", "reproduce"], cwd=self.tree, env=variables(), stdout=sink, stderr=sink, start_new_session=True
+                [*OWN_NETWORK, "make", "reproduce"],
+                cwd=self.tree,
+                env=variables(),
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
             )
         self.begun = time.monotonic()
 
@@ -93,18 +100,25 @@ class Series:
                 continue
         return found
 
-    def find(self, kind):
-        """The id of a running process of this kind; None without one."""
-        if kind == "group":
-            return self.run.pid
+    def targets(self):
+        """{kind: id of a process} of the kinds that run now."""
         running = self.processes().items()
-        return next((pid for pid, words in running if any(word in words for word in WORDS[kind])), None)
+        found = {
+            kind: [pid for pid, line in running if any(word in line for word in words)] for kind, words in WORDS.items()
+        }
+        return {"group": self.run.pid} | {kind: pids[0] for kind, pids in found.items() if pids}
 
-    def kill(self, kind, pid):
-        if kind == "group":
-            os.killpg(pid, signal.SIGKILL)
-        else:
-            os.kill(pid, signal.SIGKILL)
+    def kill(self, chance):
+        """Kill one of the kinds that run now; what was killed and when, None where it was gone by then."""
+        running = sorted(word for words in self.processes().values() for word in words.split() if "stages." in word)
+        targets = self.targets()
+        (kind,) = chance.choices(list(targets), [RARE.get(kind, 1) for kind in targets])
+        seconds = round(time.monotonic() - self.begun, 1)
+        try:
+            (os.killpg if kind == "group" else os.kill)(targets[kind], signal.SIGKILL)
+        except ProcessLookupError:
+            return None
+        return {"kind": kind, "seconds": seconds, "stage": running[0] if running else None}
 
     def points(self):
         """{name: bytes} of the finished points of the sweep that goes on."""
@@ -124,8 +138,9 @@ class Series:
             shutil.rmtree(self.tree / name, ignore_errors=True)
         run_in(self.tree, "git", "checkout", "--quiet", "--", "dvc.lock", check=True)
 
-    def last_line(self):
-        return (self.log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+    def last_error(self):
+        lines = self.log.read_text(errors="replace").strip().splitlines() or [""]
+        return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
 
     def note(self, check, is_good, why=""):
         """Add a check to the last kill; an earlier failure stays."""
@@ -137,19 +152,21 @@ class Series:
         write_json(self.record, self.state)
 
 
-def wait_for_moment(series, kind, pause):
-    """The id to kill after `pause` seconds, as soon as there is one of this kind; None where the run ended before."""
+def kill_at_a_moment(series, chance):
+    """Kill after a random pause; what was killed and when, None where the run ended before."""
+    pause = chance.uniform(*PAUSE)
     while series.run.poll() is None:
-        if time.monotonic() - series.begun > pause and (pid := series.find(kind)):
-            return pid
+        if time.monotonic() - series.begun > pause and (kill := series.kill(chance)):
+            return kill
         time.sleep(0.05)
     return None
 
 
 def end_run(series):
-    """Judge a run that ended by itself; one that completed is removed."""
+    """Judge a run that ended by itself, and remove it."""
     if series.run.returncode:
-        series.note("resumes", False, series.last_line())
+        series.note("resumes", False, series.last_error())
+        series.reset()
         return
     files = series.files()
     if series.state["files"] is None:
@@ -167,22 +184,19 @@ def check_points(series, before):
     series.note("points_kept", not lost, ", ".join(lost))
 
 
-def kill_once(series, kind, pause):
-    """Run until a process of this kind is killed; True when it was."""
+def kill_once(series, chance):
+    """Run until a process is killed; False where the run ended before."""
     before = series.points()
     series.start()
-    pid = wait_for_moment(series, kind, pause)
+    kill = kill_at_a_moment(series, chance)
+    killed = time.monotonic()
     if series.state["kills"]:
         check_points(series, before)
-    if pid is None:
+    if kill is None:
         end_run(series)
         return False
     series.note("resumes", True)
-    running = sorted(word for words in series.processes().values() for word in words.split() if "stages." in word)
-    kill = {"kind": kind, "seconds": round(time.monotonic() - series.begun, 1), "points": len(series.points())}
-    series.state["kills"].append(kill | {"stage": running[0] if running else None})
-    series.kill(kind, pid)
-    killed = time.monotonic()
+    series.state["kills"].append(kill | {"points": len(series.points())})
     while series.processes() and time.monotonic() - killed < LEFT_SECONDS:
         series.run.poll()
         time.sleep(0.1)
@@ -223,17 +237,14 @@ def main():
     if series.state["files"] is None:
         series.start()  # one that nobody disturbs
         if series.run.wait():
-            sys.exit(f"error: the undisturbed run failed: {series.last_line()}; see {series.log}")
+            sys.exit(f"error: the undisturbed run failed: {series.last_error()}; see {series.log}")
         print(f"the undisturbed run took {time.monotonic() - series.begun:.0f} s", flush=True)
         end_run(series)
     kills, done = series.state["kills"], len(series.state["kills"])
-    kind = None
     while len(kills) < done + wanted:
-        kind = kind or chance.choice(KINDS)  # a kind that did not run before the end gets its turn in the next run
-        if kill_once(series, kind, chance.uniform(*PAUSE)):
+        if kill_once(series, chance):
             print(kills[-1], flush=True)
             write_json(folder / "summary.json", summarise(kills))
-            kind = None
     # The last kill's run is completed.
     before = series.points()
     series.start()
