@@ -64,7 +64,7 @@ def main():
             "claims": settled,
         },
     )
-    write_json(out / "verdicts.json", counts(settled))
+    write_json(out / "verdicts.json", {"claims": counts(settled)})
     print(f"claims: {', '.join(f'{count} {verdict}' for verdict, count in counts(settled).items() if count)}")
 
 
