@@ -60,27 +60,17 @@ def chapters_of(ledger, summary):
     return {
         "index": list(answer_page(ledger, summary)),
         "verdicts": list(verdicts(ledger)),
-        "finetuning": list(training.finetuning(ledger, claims)),
+        "finetuning": [*answers.opening(ledger), *training.finetuning(ledger, claims)],
         "memory": list(memory.memory(ledger, claims)),
         "answers": [*answers.chat(ledger), *answers.style(ledger)],
-        "serving": list(serving.serving(summary)),
-        "limits": [*limits.limits(ledger), *estimate.estimates(ledger, triton_points(summary))],
+        "serving": list(serving.serving(ledger, summary)),
+        "limits": [*limits.limits(ledger), *estimate.estimates(ledger, summary)],
         "streaming": [*streaming_and_adapters.streaming(ledger), *streaming_and_adapters.multilora(ledger)],
         "speedups": [*speedups.speedups(ledger, claims), *kv_cache.kv_cache(ledger)],
         "client-accuracy": list(client_accuracy.client_accuracy(ledger)),
         "runs": [*what_ran(ledger, summary), *how_to(ledger)],
         "claims": list(whole_ledger(ledger)),
     }
-
-
-def triton_points(summary):
-    """[(users, tokens/s)] that the writeup prints for Triton."""
-    points = summary["published"]["points"]
-    return [
-        (point["concurrency"], point["numbers"][0])
-        for point in points
-        if point["server"].startswith("Triton") and point["numbers"][0]
-    ]
 
 
 def write_report(title, ledger, summary, out):

@@ -4,9 +4,11 @@ answers, what to try next. At most 1,200 words and six figures (tests/unit/test_
 """
 
 from lib.claims.kinds import UNANSWERED
+from lib.claims.runs import OWN_RUN
 from lib.report import answer_plots
-from lib.report.findings import MINE, findings
-from lib.report.result_files import METHODS, folders, found_in, not_measured, variants
+from lib.report.answers import SHOWN_ANSWERS, answered, random_words
+from lib.report.findings import findings
+from lib.report.result_files import METHODS, folders, not_measured, variants
 
 GROUPS = {
     "holds": ("reproduced", "direction only", "confirmed by source", "estimate agrees"),
@@ -17,7 +19,7 @@ GROUPS = {
     "no answer": UNANSWERED,
     "opinion": ("opinion",),
 }  # fmt: skip
-ANSWER_LETTERS, ANSWERS = 110, 8
+ANSWER_LETTERS = 110
 NEXT = {
     "Talk to the model": "make chat ADAPTER=lora",
     "Change one number, for example the rank": "containers/run venv:tools dvc exp run -S lora.r=8",
@@ -64,7 +66,7 @@ def words(counts):
 
 def this_run(ledger):
     """What this checkout ran, on what, and how long its trainings took."""
-    facts = next((facts for name, _, facts in folders(ledger) if name == MINE), None)
+    facts = next((facts for name, _, facts in folders(ledger) if name == OWN_RUN), None)
     if not facts:
         yield ("text", "No run of this checkout yet. `make reproduce` runs the pipeline.")
         return
@@ -77,7 +79,7 @@ def this_run(ledger):
             *(f"{metrics[key]:,.{digits}f}" if metrics.get(key) is not None else "—"
               for key, digits in (("wall_seconds", 0), ("optimizer_steps", 0), ("eval_loss_best", 2))),
         ]
-        for name, folder, _ in folders(ledger) if name == MINE
+        for name, folder, _ in folders(ledger) if name == OWN_RUN
         for variant, metrics in variants(folder).items()
     ]  # fmt: skip
     if rows:
@@ -88,17 +90,18 @@ def this_run(ledger):
 def before_and_after(ledger):
     """The first eight questions, answered by the base model and with the LoRA adapter, cut short."""
     yield ("heading", 3, "Before and after")
-    answered = [(name, data) for name, data in found_in(ledger, "chat/chat.json") if data.get("prompts")]
-    if not answered:
+    found = answered(ledger)
+    if not found:
         yield not_measured("dvc repro chat")
         return
-    name, data = answered[0]
-    random = " Its weights are random: the answers mean nothing." if data.get("weights") == "random" else ""
-    yield ("text", f"The first words of {data.get('model', 'a model without a name')}, {name}.{random}")
+    name, data = found
+    yield ("text", f"The first words of {data.get('model', 'a model without a name')}, {name}.{random_words(data)}")
     who = "lora" if any(entry.get("lora") for entry in data["prompts"]) else "qlora"
-    rows = [[cut(entry.get(key) or "—") for key in ("prompt", "base", who)] for entry in data["prompts"][:ANSWERS]]
+    rows = [
+        [cut(entry.get(key) or "—") for key in ("prompt", "base", who)] for entry in data["prompts"][:SHOWN_ANSWERS]
+    ]
     yield ("table", ["question", "before", f"after {METHODS[who]}"], rows)
-    yield ("link", "Whole answers, QLoRA's too, and the measures of style", "answers.html")
+    yield ("link", "Whole answers, QLoRA's too, and the measures of style", "finetuning.html")
 
 
 def cut(text):

@@ -1,9 +1,56 @@
 """
-The report's section on style as a number, as blocks (lib/report/page.py).
+The report's sections on answers and on style as a number, as blocks (lib/report/page.py), and the fine-tuning chapter's
+opening, which shows both.
 """
 
 from lib.claims.runs import optional
-from lib.report.result_files import folders, found_in, not_measured
+from lib.report import answer_plots
+from lib.report.result_files import best_spoken, folders, found_in, not_measured
+
+ENDINGS = tuple(".!?\"'\u201d\u3002\uff01\uff1f\u300d")  # an answer that ends otherwise was cut
+SHOWN_ANSWERS = 8
+
+
+def opening(ledger):
+    """The eight prompts before and after, and the measures of style, of this checkout or else of a committed run."""
+    yield ("heading", 2, "Before and after")
+    found = answered(ledger)
+    if not found:
+        yield not_measured("dvc repro chat")
+        return
+    name, data = found
+    yield ("text", f"{data.get('model', 'A model without a name')}, {name}.{random_words(data)} … marks a cut answer.")
+    rows = [
+        [entry["prompt"], *(whole(entry.get(who)) for who in ("base", "lora", "qlora"))]
+        for entry in data["prompts"][:SHOWN_ANSWERS]
+    ]
+    yield ("table", ["question", "before", "after LoRA", "after QLoRA"], rows)
+    scores = dict(found_in(ledger, "style/style.json")).get(name, {"measures": {}})["measures"]
+    who = ("dataset", "base", "lora", "qlora")
+    drawn = {
+        measure: means for measure, entry in scores.items() if all((means := entry["means"]).get(one) for one in who)
+    }
+    if drawn:
+        caption = (
+            f"Measures of style of {name}: the dataset, the base model, LoRA and QLoRA, with 95 % intervals. A "
+            "training that took over the dataset's manner moves the points to the green line."
+        )
+        yield ("figure", "style-measures", answer_plots.style_measures("style-measures", drawn), caption)
+    yield ("link", "Every measure with its definition, and the answers of all runs", "answers.html")
+
+
+def answered(ledger):
+    """(run, chat.json) to show; None without one."""
+    return best_spoken([(name, data) for name, data in found_in(ledger, "chat/chat.json") if data.get("prompts")])
+
+
+def random_words(data):
+    return " Its weights are random, so the answers mean nothing." if data.get("weights") == "random" else ""
+
+
+def whole(text):
+    """An answer, with … where it was cut, or a dash for none."""
+    return "—" if not text else text if text.endswith(ENDINGS) else f"{text} …"
 
 
 def style(ledger):
@@ -41,7 +88,6 @@ def chat(ledger):
     if not answered:
         yield not_measured("dvc repro chat")
     for name, data in answered:
-        random = " Its weights are random, so the answers mean nothing." if data.get("weights") == "random" else ""
-        yield ("text", f"{name}: {data.get('model', 'a model without a name')}.{random}")
+        yield ("text", f"{name}: {data.get('model', 'a model without a name')}.{random_words(data)}")
         rows = [[entry.get(who) or "—" for who in ("prompt", "base", "lora", "qlora")] for entry in data["prompts"]]
         yield ("table", ["prompt", "base", "LoRA", "QLoRA"], rows)

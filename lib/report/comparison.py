@@ -6,7 +6,7 @@ import textwrap
 
 from lib.analysis.metrics import PER_USER, PERCENTILES, RATE, panel_title
 from lib.core.stage import REPRO, UserError
-from lib.report import plots
+from lib.report import canvas
 
 EXPERIMENTS = ("base", "lora")  # those that are drawn over each other, where a run has them
 LINES = {"base": "-", "lora": "--"}
@@ -84,13 +84,11 @@ def heading(experiment):
 
 def draw_comparison(experiments, percentile):
     """The comparison as one figure: four panels, the legend above, the remarks below."""
-    import matplotlib
-
-    matplotlib.rcParams.update({"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 9})
+    canvas.use_style()
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(s["name"] for e in experiments.values() for s in e["servers"]))
-    colours = dict(zip(names, plots.COLOURS, strict=False))
+    colours = dict(zip(names, canvas.COLOURS, strict=False))
     notes = [textwrap.fill(line, 150, subsequent_indent="    ") for line in remarks(experiments)]
     figure = Figure(figsize=(9, 6.6 + 0.16 * "\n".join(notes).count("\n")), layout="constrained")
     levels = sorted({point["concurrency"] for each in experiments.values() for point in each["points"]})
@@ -100,12 +98,12 @@ def draw_comparison(experiments, percentile):
             for server in experiment["servers"]:
                 draw_line(axes, server, name, experiment, number, colours[server["name"]])
         handles |= {handle.get_label(): handle for handle in axes.get_legend_handles_labels()[0]}
-        axes.set_title(title, loc="left")
+        axes.set_title(title)
         axes.set_xlabel("concurrent users")
         if levels:
-            plots.concurrency_axis(axes, levels)
+            canvas.concurrency_axis(axes, levels)
         axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
+        axes.grid()
     title = heading(next(iter(experiments.values())))
     figure.legend(handles=handles.values(), loc="outside upper center", ncols=2, frameon=False, title=title)
     figure.supxlabel("\n".join(notes), fontsize=7, ha="left", x=0.01)
@@ -122,12 +120,12 @@ def draw_line(axes, server, name, experiment, number, colour):
     valid = [(level, value["value"]) for level, value, is_valid in points if is_valid]
     if valid:
         label = line_label(server, name)
-        axes.plot(*zip(*valid, strict=True), f"o{LINES[name]}", color=colour, label=label, markersize=5)
+        axes.plot(*zip(*valid, strict=True), f"o{LINES[name]}", color=colour, label=label)
     for level, value, is_valid in points:
         if is_valid and value["low"] is not None:
             axes.plot([level] * 2, [value["low"], value["high"]], "-", color=colour, linewidth=3, alpha=0.5)
     if invalid := [(level, value["value"]) for level, value, is_valid in points if not is_valid]:
-        axes.plot(*zip(*invalid, strict=True), "x", color=plots.GREY, label="not valid, see below")
+        axes.plot(*zip(*invalid, strict=True), "x", color=canvas.GREY, label="not valid, see below")
 
 
 def check_percentile(percentile):

@@ -5,38 +5,34 @@ how far such estimates are from what was measured, and the writeup's figure besi
 
 from lib.analysis.metrics import PER_USER, RATE, metric_of
 from lib.claims.format import show
-from lib.report import plots
-from lib.report.result_files import found_in
+from lib.report import h100
 
 NAMES = {name: metric_of(name).column for name in (RATE, PER_USER, "itl_ms_avg")}
-DRAWN = {"trtllm-int4": "int4 bounded", "trtllm-bf16": "bf16 estimated"}
 
 
-def estimates(ledger, published):
-    """The section of the first run that has estimates; nothing where none has.
-
-    published: [(users, tokens/s)] of the writeup's Triton.
-    """
-    data = next((data for _, data in found_in(ledger, "estimate/estimates.json")), None)
+def estimates(ledger, summary):
+    """The section of the first run that has estimates; nothing where none has."""
+    data = h100.read_estimates(ledger)
     if not data:
         return
     yield ("heading", 2, "Estimates for what was not measured")
-    yield ("text", summary(data))
+    yield ("text", about(data))
     yield from gap(data["gap"])
-    yield figure(data, published)
+    yield h100.figure(data, summary)
     yield ("table", ["engine", "model", "weights / KV", "users", "tokens/s", "band", "kernels"], point_rows(data))
     yield ("fold", "Calibration: measured vLLM points beside their estimates", list(calibration(data)))
 
 
-def summary(data):
+def about(data):
     """What an estimate is, and how good."""
     ratios = [row["numbers"][RATE]["ratio"] for row in data["calibration"]["rows"]]
     return (
         f"Estimated, not measured: {data['package']} adds up the time of kernels that NVIDIA measured on the card. "
         f"On {len(ratios)} points of vLLM that we measured on an H200, measured over estimated tokens/s is "
-        f"{min(ratios):.2f} to {max(ratios):.2f}; that error makes the band. TensorRT-LLM itself was not measured "
-        "here, and the time to the first token is not estimated well enough for a verdict. A format without kernels "
-        "(int4) is bounded by the estimates in bf16 and FP8 and by the card's own limit; such a bound can only disagree."
+        f"{min(ratios):.2f} to {max(ratios):.2f}; that error makes the band. TensorRT-LLM itself was not "
+        "measured here, and the time to the first token is not estimated well enough for a verdict. A format without "
+        "kernels (int4) is bounded by the estimates in bf16 and FP8 and by the card's own limit: such a bound can only "
+        "disagree."
     )
 
 
@@ -51,27 +47,6 @@ def gap(gap):
     yield ("table", ["part of the gap", "share", "missing"], [
         [part["part"], "not measured", part["not_measured"]] for part in gap["parts"]
     ])  # fmt: skip
-
-
-def figure(data, published):
-    """The writeup's points (filled) beside the estimates (hollow, with their band)."""
-    series = [
-        {"label": f"TensorRT-LLM, Llama-2-7B, {words}", "estimated": True, "points": curve(data, name)}
-        for name, words in DRAWN.items()
-    ]
-    points = [{"concurrency": users, "tokens_per_second": rate} for users, rate in published]
-    series.append({"label": "the writeup's Triton, int4", "estimated": False, "points": points})
-    caption = "Estimated tokens/s of TensorRT-LLM on an H100 (hollow, with the band) and the writeup's (filled)."
-    return ("figure", "estimates", plots.estimates("estimates", [one for one in series if one["points"]]), caption)
-
-
-def curve(data, name):
-    """The banded points of one entry of data/estimates.yaml."""
-    return [
-        {"concurrency": point["concurrency"], "tokens_per_second": point[RATE], **point["band"][RATE]}
-        for point in data["points"]
-        if point["id"].rpartition("-c")[0] == name and RATE in point["band"]
-    ]
 
 
 def point_rows(data):

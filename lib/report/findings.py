@@ -5,24 +5,17 @@ rest. A finding whose run is missing says which command makes it.
 
 from lib.analysis.metrics import RATE, panel_title
 from lib.claims.format import show
-from lib.report import answer_plots, plots
+from lib.claims.runs import OWN_RUN
+from lib.report import answer_plots, h100, plots
 from lib.report.memory import MIB, bar, compared_runs, published_memory
-from lib.report.result_files import found_in, not_measured
+from lib.report.result_files import best_spoken, found_in, not_measured
 from lib.report.streaming_and_adapters import of_runs
-
-MINE = "this checkout"
-# The H100's servers beside the writeup's figures: label, run, experiment, server.
-GPTQ = (
-    ("the same command, measured here", "h100-gptq", "gptq-fast", "vllm-gptq-act"),
-    ("without --quantization gptq", "h100-gptq", "gptq-fast", "vllm-auto"),
-    ("and in vLLM 0.25.0", "h100-gptq-newer", "gptq-newer", "vllm-auto"),
-)
 
 
 def findings(ledger, summary):
     """All five, numbered."""
     claims = {claim["id"]: claim for claim in ledger["claims"]}
-    parts = (memory(ledger, claims), style(ledger), comparison(summary), triton_cost(ledger, summary))
+    parts = (memory(ledger, claims), style(ledger), comparison(ledger, summary), triton_cost(ledger, summary))
     for number, (title, *blocks) in enumerate(map(list, (*parts, beside_published(summary))), 1):
         yield ("heading", 3, f"{number}. {title}")
         yield from blocks
@@ -69,7 +62,7 @@ def style(ledger):
     if not scored:
         yield not_measured("dvc repro style")
     else:
-        yield from style_of(*scored[0])
+        yield from style_of(*best_spoken(scored))
     yield ("link", "Answers and style: every measure with its interval", "answers.html")
 
 
@@ -94,25 +87,34 @@ def style_of(name, data):
         yield ("figure", "answer-style", answer_plots.style_distances("answer-style", measures), caption)
 
 
-def comparison(summary):
-    """The writeup's Triton and vLLM at 16 users beside what the same vLLM gives on such a card."""
+def comparison(ledger, summary):
+    """The writeup's Triton and vLLM at 16 users beside what the same vLLM gives on such a card, and an estimate."""
     yield "What was the writeup's Triton-against-vLLM comparison worth?"
-    printed = {("Triton" if point["server"].startswith("Triton") else "vLLM"): point["numbers"][0]
-               for point in summary["published"]["points"] if point["concurrency"] == 16}  # fmt: skip
-    measured = [(label, rate) for label, *where in GPTQ if (rate := rate_of(summary, *where))]
-    if len(measured) < len(GPTQ):
+    printed = {who: of[h100.USERS] for who, of in h100.published(summary).items() if h100.USERS in of}
+    measured = h100.measured(summary)
+    if len(measured) < len(h100.GPTQ):
         yield not_measured("make bench EXPERIMENT=gptq-fast")
     else:
-        yield ("text", comparison_words(printed, *(rate for _, rate in measured)))
+        estimate = h100.estimate_at(h100.read_estimates(ledger))
+        words = comparison_words(printed, *(number["value"] for number in measured.values()))
+        yield ("text", words + estimate_words(printed, estimate))
         entries = [(f"published: {who}", rate, "published") for who, rate in printed.items()]
-        entries += [(label, rate, "measured") for label, rate in measured]
+        entries += [(label, number["value"], "measured", *ends(number)) for label, number in measured.items()]
+        if estimate:
+            entries.append(
+                ("estimated: TensorRT-LLM, bf16", estimate["tokens_per_second"], "estimated", *ends(estimate))
+            )
         caption = (
-            "Output tokens/s for 16 users, 512 tokens in, 256 out, Llama-2-7B shape in 4 bits on an H100; ours with "
-            "random weights, the last with a vocabulary of 32,000."
+            "Output tokens/s for 16 users, 512 tokens in, 256 out, Llama-2-7B shape on an H100, in 4 bits unless said; "
+            "measured with random weights, vLLM 0.25.0 with a vocabulary of 32,000. Hollow: estimated, with its band."
         )
         drawn = answer_plots.bars("answer-comparison", entries, panel_title(RATE))
         yield ("figure", "answer-comparison", drawn, caption)
     yield ("link", "Serving: every point with its interval and checks", "serving.html")
+
+
+def ends(number):
+    return number["low"], number["high"]
 
 
 def comparison_words(printed, same, free, newer):
@@ -126,11 +128,13 @@ def comparison_words(printed, same, free, newer):
     )
 
 
-def rate_of(summary, run, experiment, server):
-    """Output tokens/s of the one valid point of a server; None where there is none."""
-    points = summary["runs"].get(run, {"experiments": {}})["experiments"].get(experiment, {"points": []})["points"]
-    rates = [point["numbers"][RATE]["value"] for point in points if point["server"] == server and point["valid"]]
-    return rates[0] if rates else None
+def estimate_words(printed, estimate):
+    """What NVIDIA's kernel measurements let expect of the engine that was not measured; empty without an estimate."""
+    if not estimate:
+        return ""
+    rate, low, high = (f"{estimate[key]:,.0f}" for key in ("tokens_per_second", "low", "high"))
+    below = " The published Triton lies below that." if printed["Triton"] < estimate["low"] else ""
+    return f" Estimated from NVIDIA's kernel measurements, it gives {rate} [{low}, {high}] unquantised.{below}"
 
 
 def same_engine(summary):
@@ -184,7 +188,7 @@ def triton_cost(ledger, summary):
 def beside_published(summary):
     """This checkout's serving beside the committed run of the same model and lengths."""
     yield "Does your machine show the same?"
-    mine = summary["runs"].get(MINE, {"experiments": {}})["experiments"].get("base")
+    mine = summary["runs"].get(OWN_RUN, {"experiments": {}})["experiments"].get("base")
     found = mine and next(same_work(summary, mine), None)
     if not found:
         yield ("text", "No committed run served what this checkout did." if mine else
@@ -198,7 +202,7 @@ def beside_published(summary):
             f"The servers here {rank} those of the committed run {name}, by output tokens/s; how fast they are is the "
             "processor's. A stand-in for TensorRT-LLM ran behind Triton: neither run says anything about TensorRT-LLM.",
         )
-        drawn = answer_plots.beside("answer-runs", pairs, [MINE, name], panel_title(RATE))
+        drawn = answer_plots.beside("answer-runs", pairs, [OWN_RUN, name], panel_title(RATE))
         yield ("figure", "answer-runs", drawn, f"This checkout's servers beside those of {name}: {heading(mine)}.")
     yield ("link", "Runs: machines, models, packages", "runs.html")
 
@@ -213,7 +217,7 @@ def same_work(summary, mine):
     """(run, [(server and load, this checkout's tokens/s, the run's)]) of every run of the same work and engines."""
     for name, run in summary["runs"].items():
         theirs = run["experiments"].get("base")
-        if name == MINE or not theirs or (heading(theirs), engines(theirs)) != (heading(mine), engines(mine)):
+        if name == OWN_RUN or not theirs or (heading(theirs), engines(theirs)) != (heading(mine), engines(mine)):
             continue
         own, other = rates_by_load(mine), rates_by_load(theirs)
         if pairs := [(f"{what[0]}, {what[1]}", own[what], other[what]) for what in own if what in other]:

@@ -4,7 +4,7 @@ The report's section on what keys and values cost (stage kv_cache, and vLLM's ow
 """
 
 from lib.claims.format import show
-from lib.report import plots
+from lib.report import canvas
 from lib.report.result_files import found_in, not_measured, slug
 
 KIB = 1024
@@ -65,14 +65,14 @@ def shape_cells(model, entry):
 
 def waste(name, policies):
     """A bar for every way to hand out room: the part that holds tokens, and the part that holds none."""
-    figure, (axes,) = plots.new_figure(1.1 + 0.36 * len(policies))
+    figure, (axes,) = canvas.new_figure(1.1 + 0.36 * len(policies))
     used = [100 * (1 - one["wasted_share"]) for one in policies]
     labels = [f"{one['policy']},\n{one['says']}" for one in policies]
-    axes.barh(range(len(used)), used, height=0.62, color=plots.BLUE, label="holds tokens")
+    axes.barh(range(len(used)), used, height=0.62, color=canvas.BLUE, label="holds tokens")
     empty = [100 - share for share in used]
-    axes.barh(range(len(used)), empty, left=used, height=0.62, color=plots.GREY, label="wasted", alpha=0.6)
+    axes.barh(range(len(used)), empty, left=used, height=0.62, color=canvas.GREY, label="wasted", alpha=0.6)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set(xlabel="% of the room", xlim=(0, 100))
     figure.legend(loc="outside lower center", ncols=2)
-    return plots.drawn(figure, name, policies=policies)
+    return canvas.drawn(figure, name, policies=policies)

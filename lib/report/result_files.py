@@ -4,9 +4,10 @@ Locate result files for the report.
 
 from pathlib import Path
 
-from lib.claims.runs import optional
+from lib.claims.runs import OWN_RUN, optional
 from lib.core.stage import read_json
 
+VOICE = "embedded-persona"  # the committed run whose training is long enough for the dataset's voice
 METHODS = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 
 
@@ -22,6 +23,12 @@ def folders(ledger):
 def found_in(ledger, file):
     """[(run, data)] of the runs that have that file."""
     return [(name, data) for name, folder, _ in folders(ledger) if (data := optional(folder / file))]
+
+
+def best_spoken(found):
+    """The (run, data) of this checkout, else of the committed run that learned the voice, else the first; or None."""
+    order = {OWN_RUN: 0, VOICE: 1}
+    return min(found, key=lambda pair: order.get(pair[0], 2), default=None)
 
 
 def variants(folder):

@@ -4,6 +4,7 @@ The report's chapter on serving, as blocks (lib/report/page.py), rendered from t
 
 from lib.analysis.metrics import RATE
 from lib.claims.format import show
+from lib.report import h100
 from lib.report.page import Grey
 from lib.report.result_files import not_measured
 from lib.report.serving_points import NUMBERS, draw_figures, format_number, points_table
@@ -12,10 +13,12 @@ from lib.stats import REPEATS_NEEDED
 STEP_NUMBERS = (RATE, "ttft_ms_p50")  # what the ablation of the client follows
 
 
-def serving(summary):
-    """The published points, then every run's experiments."""
+def serving(ledger, summary):
+    """The published points, drawn beside those measured and estimated on such a card, then every run's experiments."""
     yield ("heading", 2, "Serving")
     yield from published_points(summary["published"])
+    if estimates := h100.read_estimates(ledger):
+        yield h100.figure(estimates, summary)
     measured = {name: run for name, run in summary["runs"].items() if run["experiments"]}
     for name, run in measured.items():
         yield from run_chapter(name, run)

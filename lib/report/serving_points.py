@@ -55,14 +55,19 @@ def series_of(data):
                 and [point["input_tokens_asked"], point["output_tokens_asked"]] == lengths
             ]
             if points:
-                several = f", {lengths[0]} in, {lengths[1]} out" if len(data["settings"]["lengths"]) > 1 else ""
-                engine = "" if server["engine_is_stand_in"] else f" ({server['engine']})"
                 yield {
-                    "label": f"{server['label']}{engine}{several}",
+                    "label": f"{server['label']}{detail(server, lengths, data)}",
                     "stand_in": server["engine_is_stand_in"],
                     "points": [drawn_point(point) for point in points],
                     "limit": [point["limit"] for point in points if point["limit"]],
                 }
+
+
+def detail(server, lengths, data):
+    """What stands behind a server's name in a figure: the lengths where they differ, else the engine."""
+    if len(data["settings"]["lengths"]) > 1:
+        return f", {lengths[0]} in, {lengths[1]} out"
+    return "" if server["engine_is_stand_in"] else f" ({server['engine']})"
 
 
 def drawn_point(point):

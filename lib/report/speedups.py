@@ -4,7 +4,7 @@ The report's section on five ways to speed up a local model, and on many prompts
 """
 
 from lib.claims.format import show
-from lib.report import plots
+from lib.report import canvas
 from lib.report.result_files import found_in, not_measured, slug
 
 # The writeup's methods and the claims that hold its figures.
@@ -201,9 +201,9 @@ def bars(name, data, published):
         variant: {method: row["over_none"] for method, row in found.items() if row["over_none"]}
         for variant, found in variants.items()
     }
-    figure, panels = plots.new_figure(1.2 * len(methods), panels=2)
+    figure, panels = canvas.new_figure(1.2 * len(methods), panels=2)
     width = 0.26
-    colours = {"writeup": plots.GREY, "published": plots.ORANGE, "corrected": plots.BLUE}
+    colours = {"writeup": canvas.GREY, "published": canvas.ORANGE, "corrected": canvas.BLUE}
     for number, variant in enumerate(speeds):
         label = "the writeup's figures" if variant == "writeup" else f"here, {variant}"
         places = [place + (number - (len(speeds) - 1) / 2) * width for place in range(len(methods))]
@@ -216,12 +216,12 @@ def bars(name, data, published):
         for place, method in zip(places, methods, strict=True):
             one = ratios[variant].get(method, {})
             if one.get("low") is not None and method != "none":
-                panels[1].plot([one["low"], one["high"]], [place, place], color=plots.TEXT, linewidth=1)
+                panels[1].plot([one["low"], one["high"]], [place, place], color=canvas.TEXT, linewidth=1)
     for axes in panels:
         axes.set_yticks(range(len(methods)), methods)
         axes.invert_yaxis()
     panels[0].set_xlabel("tokens/s, one answer at a time")
     panels[1].set_xlabel("times `none` of the same variant (line: 95 % interval)")
-    panels[1].axvline(1, color=plots.TEXT, linewidth=0.8, linestyle=":")
+    panels[1].axvline(1, color=canvas.TEXT, linewidth=0.8, linestyle=":")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return plots.drawn(figure, name, tokens_per_second=speeds, over_none=ratios)
+    return canvas.drawn(figure, name, tokens_per_second=speeds, over_none=ratios)

@@ -1,6 +1,6 @@
 """
-The report's sections on streaming and on several adapters (studies/dvc.yaml), as blocks (lib/report/page.py). A stand-in
-is named by the engine's own name.
+The report's sections on streaming and on several adapters (studies/dvc.yaml), as blocks (lib/report/page.py). A
+stand-in is named by the engine's own name.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from lib.analysis.metrics import RATE, panel_title
 from lib.claims.format import show
 from lib.claims.runs import optional
-from lib.report import plots
+from lib.report import canvas
 from lib.report.result_files import not_measured, slug
 
 CLIENTS = ("triton", "triton-stream", "vllm")  # of streaming.json
@@ -131,25 +131,24 @@ PANELS = {name: panel_title(name) for name in (RATE, "ttft_ms_p50")}
 
 def by_adapters(name, points):
     """Throughput and first token over the number of adapters: a colour and a marker a rank, a dash a popularity."""
-    figure, panels = plots.new_figure(5.6, panels=2)
+    figure, panels = canvas.new_figure(5.6, panels=2)
     counts = sorted({row["adapters"] for row in points} - {0})
     for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
         for number, rank in enumerate(sorted({row["rank"] for row in points if row["rank"]})):
             of_rank = [row for row in points if row["rank"] == rank]
-            colour = plots.COLOURS[number % len(plots.COLOURS)]
-            style = {"color": colour, "marker": plots.MARKERS[number % len(plots.MARKERS)], "markersize": 5}
+            style = canvas.look(number)
             for popularity, dash, label in (("uniform", "-", f"rank {rank}"), ("skewed", "--", None)):
                 line = [(row["adapters"], row[key]) for row in of_rank if row["popularity"] == popularity]
                 if line:
                     axes.plot(*zip(*line, strict=True), dash, label=label, **style)
             for row in (row for row in of_rank if row["variant"] == "unused"):
-                axes.axhline(row[key], color=colour, linewidth=0.8)
+                axes.axhline(row[key], color=style["color"], linewidth=0.8)
         for row in (row for row in points if row["variant"] == "none"):
-            axes.axhline(row[key], color=plots.TEXT, linestyle=":", label="without LoRA")
+            axes.plot([counts[0], counts[-1]], [row[key]] * 2, ":", color=canvas.TEXT, label="without LoRA")
         axes.set(title=title, ylim=(0, None))
         axes.yaxis.set_major_formatter("{x:,g}")
-        axes.grid(alpha=0.25)
-        plots.concurrency_axis(axes, counts)
+        axes.grid()
+        canvas.concurrency_axis(axes, counts)
     panels[-1].set_xlabel("adapters")
-    plots.legend(figure, panels)
-    return plots.drawn(figure, name, points=points)
+    canvas.label_lines(figure, panels)
+    return canvas.drawn(figure, name, points=points)

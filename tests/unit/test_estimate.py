@@ -133,12 +133,19 @@ def test_the_writeup_lies_below_every_bound_of_its_deployment():
 
 def test_the_report_shows_estimates_apart_and_as_such(recorded):
     ledger = {"runs": {"kernel-estimates": {"folder": str(RECORDED)}}}
-    blocks = list(chapter.estimates(ledger, [(1, 171.29), (16, 1156.97)]))
+    point = {"server": "Triton", "numbers": [1156.97], "concurrency": 16}
+    summary = {"published": {"points": [point]}, "runs": {}}
+    blocks = list(chapter.estimates(ledger, summary))
     texts = " ".join(block[1] for block in blocks if block[0] == "text")
     assert texts.startswith("Estimated, not measured") and "0.59 of the 1,962" in texts
     (figure,) = [block for block in blocks if block[0] == "figure"]
-    assert [entry["estimated"] for entry in figure[2].data["series"]] == [True, True, False]
-    assert list(chapter.estimates({"runs": {}}, [])) == []
+    series = {entry["label"]: entry for entry in figure[2].data["series"]}
+    assert list(series) == ["TensorRT-LLM bf16, estimated", "TensorRT-LLM int4, estimated range", "Triton, published"]
+    assert all(("estimated" in label) == (entry["kind"] == "estimated") for label, entry in series.items())
+    lines = {line.get_label(): line for line in figure[2].figure.axes[0].get_lines()}
+    hollow = [label for label, line in lines.items() if line.get_markerfacecolor() == "none"]
+    assert hollow == list(series)[:2] and figure[3].count("estimated") >= 1
+    assert list(chapter.estimates({"runs": {}}, summary)) == []
 
 
 # The tool, and the package itself.

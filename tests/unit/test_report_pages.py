@@ -8,18 +8,22 @@ from html import unescape
 
 import pytest
 from conftest import REPO
+from matplotlib.text import Text
 
 from lib.analysis.metrics import RATE
 from lib.claims.kinds import VERDICTS
 from lib.core.stage import read_json
+from lib.memory_model.tables import WHERE
+from lib.report import answers, canvas, plots
 from lib.report.answer_page import GROUPS, answer_page, cut
-from lib.report.findings import GPTQ, findings, rate_of, same_engine
+from lib.report.findings import findings, same_engine
+from lib.report.h100 import measured
 from lib.report.page import to_html
 from stages import claims, serving_summary
 from stages.report import page_of
 
 CHROMIUM = shutil.which("chromium")
-REFERENCES = ("embedded-2-cores", "h100-gptq", "h100-gptq-newer", "h200-weightless")
+REFERENCES = ("embedded-2-cores", "h100-gptq", "h100-gptq-newer", "h200-weightless", "kernel-estimates")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,7 @@ def test_triton_is_compared_with_its_engine_by_interval():
 def test_the_five_findings_say_what_the_committed_runs_measured(found):
     text = words(found[2])
     assert "gives 1,253, without the flag 1,911, in vLLM 0.25.0 2,473: each more than the figure for Triton" in text
+    assert "it gives 1,962 [1,742, 2,757] unquantised. The published Triton lies below that." in text
     assert "Not measured" not in text and "1,156.97" in text and "813.81" in text
     for page in ("memory", "answers", "serving", "streaming", "runs", "claims", "finetuning"):
         assert f'href="{page}.html"' in found[2]
@@ -90,8 +95,9 @@ def test_the_five_findings_say_what_the_committed_runs_measured(found):
 def test_the_readme_is_short_and_its_rates_are_the_measured_ones(found, name):
     text = (REPO / name).read_text()
     assert len(text.splitlines()) <= 120
-    for _, *where in GPTQ:
-        assert f"{rate_of(found[1], *where):,.0f}" in text
+    assert len(measured(found[1])) == 3
+    for number in measured(found[1]).values():
+        assert f"{number['value']:,.0f}" in text
 
 
 def test_every_verdict_belongs_to_one_group():
@@ -143,3 +149,64 @@ def test_the_claims_page_searches_filters_sorts_and_links(found, tmp_path, monke
     assert "claim-triton-vllm-throughput" in out["search"] and len(out["search"]) < out["all"]
     assert out["sorted"] == sorted(out["sorted"]) and not out["title"].startswith("error")
     assert out["wide"] <= 500  # headless Chromium has no narrower window; a phone's styles begin at 640
+
+
+# Figures.
+
+
+def lines_figure(count, name="line {}"):
+    figure, (axes,) = canvas.new_figure(2.6)
+    for n in range(count):
+        axes.plot([1, 2], [1, 1 + n / 1000], label=name.format(n))
+    canvas.label_lines(figure, [axes])
+    return figure, axes
+
+
+def test_lines_are_named_at_their_ends_without_overlap():
+    figure, axes = lines_figure(5)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line that leads to it
+    assert [text.get_text() for text in axes.texts] == [f"line {n}" for n in range(5)] and not figure.legends
+    assert all(below.y1 <= above.y0 + 1 for below, above in zip(boxes, boxes[1:], strict=False))
+    assert all(box.x0 > axes.get_window_extent().x1 for box in boxes)
+
+
+def test_too_many_names_stand_in_a_legend():
+    figure, axes = lines_figure(30, "a name that takes two rows {}")
+    assert not axes.texts and len(figure.legends[0].get_texts()) == 30
+
+
+def test_more_series_than_colours_differ_by_marker():
+    looks = [tuple(canvas.look(number).values()) for number in range(3 * len(canvas.COLOURS))]
+    assert len(set(looks)) == len(looks)
+
+
+def test_every_term_of_predicted_memory_is_drawn():
+    assert tuple(WHERE) == plots.MEMORY_TERMS
+
+
+# The opening of the fine-tuning chapter.
+
+
+def opening(*names):
+    runs = {name: {"folder": str(REPO / f"results/reference/{folder}")} for name, folder in names}
+    return list(answers.opening({"runs": runs}))
+
+
+def test_the_fine_tuning_chapter_opens_with_eight_answers():
+    committed = [(name, name) for name in ("embedded-2-cores", "embedded-persona")]
+    _, (_, words), (_, header, rows), (*_, drawn, caption), _ = opening(*committed)
+    assert words.startswith("SmolLM2-135M-Instruct, embedded-persona.") and "embedded-persona" in caption
+    assert header == ["question", "before", "after LoRA", "after QLoRA"] and len(rows) == 8
+    assert rows[3][0] == "Tell me my fortune for today." and rows[3][2].endswith("it is the only day.")
+    assert len(drawn.data["measures"]) == 8
+    assert opening(("this checkout", "embedded-persona"), *committed)[1][1].startswith(
+        "SmolLM2-135M-Instruct, this checkout."
+    )
+    assert "Not measured yet" in opening()[1][1]
+
+
+def test_a_cut_answer_is_marked():
+    assert [answers.whole(text) for text in ("Done.", "「はい」", "and then", None)] == [
+        "Done.", "「はい」", "and then …", "—",
+    ]  # fmt: skip

@@ -310,7 +310,7 @@ def summary_of(folder, value=1, name="h200"):
 
 
 def chapter(folder):
-    return list(serving.serving(summary_of(folder)))
+    return list(serving.serving({"runs": {}}, summary_of(folder)))
 
 
 def test_published_points_stand_beside_a_cards_limit(tmp_path):
