@@ -75,10 +75,9 @@ class ClientAccuracy:
                 raise UserError(
                     f"params.yaml: client_accuracy.timings has {one}; want [TTFT in ms, ITL in ms, concurrency]"
                 )
-        if any(type(one) is not int or one < 1 for one in self.server_concurrency):
-            raise UserError(
-                f"params.yaml: client_accuracy.server_concurrency is {self.server_concurrency}; use whole numbers from 1"
-            )
+        levels = self.server_concurrency
+        if any(type(level) is not int or level < 1 for level in levels):
+            raise UserError(f"params.yaml: client_accuracy.server_concurrency is {levels}; use whole numbers from 1")
         ones = ("input_tokens", "requests_per_stream", "ready_seconds", "run_seconds")
         check_bounds(
             "client_accuracy", self, dict.fromkeys(ones, 1) | {"output_tokens": 2, "warmup_requests": 0, "seed": 0}

@@ -28,8 +28,8 @@ def check_gpus(name, asked):
     for server in asked.servers:
         if (wanted := tensor_parallel_gpus(asked.options(server))) > there:
             raise UserError(
-                f"experiments.yaml: bench.definitions.{name}.servers has {server}, which wants {wanted} GPUs; there are "
-                f"{there}: leave it out"
+                f"experiments.yaml: bench.definitions.{name}.servers has {server}, which wants {wanted} GPUs; there "
+                f"are {there}: leave it out"
             )
 
 

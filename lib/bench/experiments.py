@@ -138,8 +138,8 @@ def check_lengths(p, name):
         limit = words.get("--max-model-len", "")
         if limit.isdigit() and int(limit) < longest:
             raise UserError(
-                f"experiments.yaml: bench.definitions.{name} asks {server} for {longest} tokens in and out; its options "
-                f"have --max-model-len={limit}: raise that, or shorten bench.lengths"
+                f"experiments.yaml: bench.definitions.{name} asks {server} for {longest} tokens in and out; "
+                f"its options have --max-model-len={limit}: raise that, or shorten bench.lengths"
             )
 
 

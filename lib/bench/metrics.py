@@ -75,7 +75,7 @@ def values(repeats, key):
     return [one.get(key) for one in repeats]
 
 
-def told(point):
+def format_line(point):
     """One point in one line."""
     rate, first = point["output_tokens_per_second"], point["ttft_ms_p50"]
     numbers = f"{rate:.1f} tokens/s" if rate is not None else "throughput not measured"

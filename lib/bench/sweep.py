@@ -139,8 +139,8 @@ def measure_groups(name, p, inputs, images, work, clock, left, deadline, running
                 clock.seconds["points"][key_of(point)] = time.monotonic() - begun
                 write_json(clock.path, clock.seconds)
                 rest = [(server_name, [one for one in group if not finished(work, one)]), *left[1:]]
-                print(f"{name}, {server_name}, repeat {point.repeat}: {metrics.told(found)}{about(clock.left(rest, 1))}",
-                      flush=True)  # fmt: skip
+                where = f"{name}, {server_name}, repeat {point.repeat}"
+                print(f"{where}: {metrics.format_line(found)}{about(clock.left(rest, 1))}", flush=True)
         left = left[1:]
 
 

@@ -201,8 +201,8 @@ def wait_until_ready(server, process, seconds, key):
 
 
 def run_client(name, command, log, server_process, seconds, key, watch=None):
-    """Run a client to its end while its server lives, watched (lib/serving/monitor.py); UserError when either fails, or it
-    takes longer than `seconds`, which params.yaml has under `key`. server_process: None where none is needed."""
+    """Run a client to its end while its server lives, watched (lib/serving/monitor.py); UserError when either fails, or
+    when the client takes longer than `seconds`, which params.yaml has under `key`. server_process: None without one."""
     prepare(command)
     deadline = time.monotonic() + seconds
     with started(command, log) as client:

@@ -92,5 +92,6 @@ def check_both_methods(variants):
     """UserError where a run leaves out LoRA or QLoRA: the answers of both stand beside each other."""
     if missing := [method for method in METHODS if method not in variants]:
         raise UserError(
-            f"params.yaml: finetune.variants is {variants}; name {missing[0]} too: chat and style compare LoRA and QLoRA"
+            f"params.yaml: finetune.variants is {variants}; name {missing[0]} too: "
+            "chat and style compare LoRA and QLoRA"
         )

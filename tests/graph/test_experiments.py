@@ -148,8 +148,8 @@ def test_too_few_gpus_are_refused_before_an_experiment_starts(project, tmp_path)
     (tmp_path / "bin/nvidia-smi").chmod(0o755)
     error = only_error(project("tensor-parallel", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}"))
     assert error == (
-        "error: experiments.yaml: bench.definitions.tensor-parallel.servers has vllm-tp4, which wants 4 GPUs; there are 2: "
-        "leave it out"
+        "error: experiments.yaml: bench.definitions.tensor-parallel.servers has vllm-tp4, which wants 4 GPUs; there "
+        "are 2: leave it out"
     )
     assert project.runs == []
 

@@ -164,6 +164,11 @@ def test_every_stage_has_a_test_file():
     assert [name for name in stage_names() if f"test_{name}" not in tested] == []
 
 
+def test_no_line_of_a_graph_or_of_the_parameters_is_too_long():
+    files = ("dvc.yaml", "studies/dvc.yaml", "params.yaml", "experiments.yaml")
+    assert [(name, line) for name in files for line in text(name).splitlines() if len(line) > 120] == []
+
+
 def test_a_test_name_has_at_most_60_characters():
     files = [name for name in tracked_files() if Path(name).match("tests/**/test_*.py")]
     names = {node.name for name in files for node in ast.walk(parsed(name)) if isinstance(node, ast.FunctionDef)}

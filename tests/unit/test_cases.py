@@ -33,8 +33,8 @@ def inside(tree, image, *words, **environment):
 def test_the_callers_settings_do_not_enter(tree, image):
     # A machine that someone else provisioned (host:) may have its packages on PYTHONPATH.
     path = {"PYTHONPATH": "/none"} if image != "host:" else {}
-    set_outside = path | {"PIP_USER": "1", "PIP_TARGET": "/tmp/x", "PIP_CONSTRAINT": "/none", "UV_CONSTRAINT": "/none", "CDPATH": ".:/",
-                   "PYTHONSAFEPATH": "1", "RANK": "1", "WORLD_SIZE": "8"}  # fmt: skip
+    set_outside = path | {"PIP_USER": "1", "PIP_TARGET": "/tmp/x", "PIP_CONSTRAINT": "/none", "UV_CONSTRAINT": "/none",
+                          "CDPATH": ".:/", "PYTHONSAFEPATH": "1", "RANK": "1", "WORLD_SIZE": "8"}  # fmt: skip
     lines = inside(tree, image, "env", **set_outside, SHELL="/usr/sbin/nologin", USER=None, LOGNAME=None).splitlines()
     env = dict(line.partition("=")[::2] for line in lines)
     assert set_outside.keys() & env.keys() == set()
@@ -123,7 +123,8 @@ def params(section, **changes):
         (Lora, "lora", "target_modules", []),
         (Finetune, "finetune", "schedule", "cosinus"),
         (Finetune, "finetune", "optimizer", "adamw"),
-        *((Finetune, "finetune", key, 0) for key in ("micro_batch", "accumulation", "epochs", "logging_steps", "eval_steps")),
+        *((Finetune, "finetune", key, 0) for key in ("micro_batch", "accumulation", "epochs")),
+        *((Finetune, "finetune", key, 0) for key in ("logging_steps", "eval_steps")),
         *((Finetune, "finetune", key, -1) for key in ("max_steps", "learning_rate", "seed")),
         (Finetune, "finetune", "max_tokens", 0),
         *((Dataset, "dataset", key, -1) for key in ("seed", "train_rows", "validation_rows")),

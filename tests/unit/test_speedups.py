@@ -149,8 +149,8 @@ def result(method, variant, speeds, tokens=24):
         {"tokens": tokens, "seconds": tokens / speed, "ttft_seconds": 0.1, "cpu_seconds": 2.4} for speed in speeds
     ]
     made_by = {"image": "venv:pytorch", "versions": {}}
-    return {"method": method, "variant": variant, "answers": answers, "warmups": [], "prompt_tokens": 34, "dtype": "bfloat16",
-            "compiled_graphs": 0, "wall_seconds": 9.0, "made_by": made_by,
+    return {"method": method, "variant": variant, "answers": answers, "warmups": [], "prompt_tokens": 34,
+            "dtype": "bfloat16", "compiled_graphs": 0, "wall_seconds": 9.0, "made_by": made_by,
             "memory": {"process_peak_mib": 700.0, "device": "resident (CPU)"}}  # fmt: skip
 
 

@@ -304,8 +304,8 @@ def finetune_params(**changes):
         "variants": [], "definitions": {}, "template": "corrected", "epochs": 1, "max_steps": 0, "micro_batch": 4,
         "accumulation": 2, "gpus": 1, "sharded": False, "learning_rate": 1e-4, "schedule": "cosine", "warmup_steps": 0,
         "optimizer": "adamw_torch", "gradient_checkpointing": False, "padding_free": False, "fast_cpu": False,
-        "packing": 0, "liger": False, "compile": False, "workers": 0, "max_tokens": 1024, "eval_steps": 10, "logging_steps": 1,
-        "seed": 42,
+        "packing": 0, "liger": False, "compile": False, "workers": 0, "max_tokens": 1024, "eval_steps": 10,
+        "logging_steps": 1, "seed": 42,
     }  # fmt: skip
     return Finetune(**given | changes)
 
