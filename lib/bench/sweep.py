@@ -14,12 +14,13 @@ from lib.bench import metrics
 from lib.bench.experiments import CUT_SHORT, LOAD_CLIENTS, Clock, key_of, seconds_of, visits
 from lib.bench.inputs import load_of, make_inputs
 from lib.bench.results import publish, what_was_asked
+from lib.bench.triton_steps import step_times
 from lib.bench.validity import certificate, failed, never_valid, per_request
 from lib.core.gpu import other_gpu_processes
 from lib.core.graph import dependencies
 from lib.core.stage import UserError, fingerprint, read_json, write_json
 from lib.core.work import work_dir
-from lib.serving.answers import read_metrics
+from lib.serving.answers import exposition, sums
 from lib.serving.load import warm_up
 from lib.serving.monitor import Watch
 from lib.serving.process import launched, run_client, serving, session, wait_until_ready
@@ -48,15 +49,16 @@ def measure(p, server, point, images, process, strangers, work):
     path, raw = work / "points" / f"{point}.json", work / "raw" / str(point)
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
-    watch, before = Watch(server, partial(session, process)), read_metrics(server, server.counters)
+    watch, before = Watch(server, partial(session, process)), exposition(server)
     client, load = LOAD_CLIENTS[p.client], load_of(p, server, point, work)
     if p.client != "genai-perf":  # which warms the server up itself
         warm_up(load)
     log = work / f"client-{point}.log"
     command = ["containers/run", images[client.image], *client.command(load)]
     run_client(p.client, command, log, process, limit(p, point), "bench.point_seconds and its tokens", watch)
-    after = read_metrics(server, server.counters)
-    counted = {name: after[name] - before[name] for name in before.keys() & after.keys()}
+    after = exposition(server)
+    start, end = (sums(text, server.counters) for text in (before, after))
+    counted = {name: end[name] - start[name] for name in start.keys() & end.keys()}
     asked = {
         "requests": p.requests(point.concurrency),
         "warmup": p.warmup(point.concurrency),
@@ -75,6 +77,7 @@ def measure(p, server, point, images, process, strangers, work):
         "failed_requests": max(0, asked["requests"] - read["requests"]),
         "preemptions": counted.get("preemptions"),
         **metrics.guess_counts(counted),
+        **step_times(before, after),
         **seen,
         "valid": not failed(checks),
         "invalid_reasons": failed(checks),
