@@ -12,6 +12,7 @@ import re
 NUMBER = re.compile(r"[-+−]?[\d,.]+( ?[^\s\d]\S*)?")
 # What no text file may hold: it would end the page for some readers.
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")
+LONG = 60  # letters of a cell that needs room
 
 
 class Grey(list):
@@ -67,24 +68,28 @@ def html_block(block, badges):
 
 
 def html_table(header, rows, badges):
-    """A table in a box of its own that scrolls, so that a phone's page stays as wide as the phone."""
+    """A table in a box of its own that scrolls, so that a phone's page stays as wide as the phone; where two columns
+    hold sentences, a phone shows the cells of a row below each other, each with its heading."""
     kinds = ["number" if right else "" for right in numeric(header, rows)]
     head = "".join(f'<th class="{kind}">{inline(cell)}</th>' for cell, kind in zip(header, kinds, strict=True))
     lines = "\n".join(
         ('<tr class="grey">' if isinstance(row, Grey) else "<tr>")
-        + "".join(html_cell(cell, kind, badges) for cell, kind in zip(row, kinds, strict=True))
+        + "".join(html_cell(cell, kind, badges, name) for cell, kind, name in zip(row, kinds, header, strict=True))
         + "</tr>"
         for row in rows
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>'
+    prose = sum(any(len(row[n]) > LONG for row in rows) for n in range(len(header))) > 1
+    name = ' class="prose"' if prose else ""
+    return f'<div class="scroll"><table{name}><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table></div>'
 
 
-def html_cell(text, kind, badges):
+def html_cell(text, kind, badges, heading=""):
     """One table cell: a verdict gets its mark, long text gets room."""
+    named = f' data-heading="{html.escape(heading, quote=True)}"' if heading else ""
     if text in badges:
-        return f'<td><span class="verdict {text.replace(" ", "-")}">{inline(text)}</span></td>'
-    kind = kind or ("long" if len(text) > 60 else "text" if len(text) > 20 else "short")
-    return f'<td class="{kind}">{inline(text)}</td>'
+        return f'<td{named}><span class="verdict {text.replace(" ", "-")}">{inline(text)}</span></td>'
+    kind = kind or ("long" if len(text) > LONG else "text" if len(text) > 20 else "short")
+    return f'<td class="{kind}"{named}>{inline(text)}</td>'
 
 
 def numeric(header, rows):

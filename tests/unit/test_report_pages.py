@@ -185,6 +185,13 @@ def test_every_term_of_predicted_memory_is_drawn():
     assert tuple(WHERE) == plots.MEMORY_TERMS
 
 
+def test_a_phone_stacks_a_table_of_sentences():
+    sentence = "word " * 20
+    page = to_html("T", "", [("table", ["question", "before", "after"], [["Who?", sentence, sentence]])], ())
+    assert '<table class="prose">' in page and f'data-heading="after">{sentence}</td>' in page
+    assert "prose" not in to_html("T", "", [("table", ["a", "b"], [["1", sentence]])], ())
+
+
 # The opening of the fine-tuning chapter.
 
 
