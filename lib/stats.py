@@ -10,7 +10,7 @@ def ratio(above, below, middle="median"):
     import numpy
 
     generator, of = numpy.random.default_rng(BOOTSTRAP_SEED), getattr(numpy, middle)
-    drawn = [of(generator.choice(one, (BOOTSTRAP_SAMPLES, len(one))), axis=1) for one in (above, below)]
+    drawn = [of(generator.choice(repeats, (BOOTSTRAP_SAMPLES, len(repeats))), axis=1) for repeats in (above, below)]
     low, high = numpy.quantile(drawn[0] / drawn[1], [0.025, 0.975]).tolist()
     enough = min(len(above), len(below)) >= REPEATS_NEEDED
     found = getattr(statistics, middle)(above) / getattr(statistics, middle)(below)

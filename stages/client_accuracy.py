@@ -69,11 +69,11 @@ class ClientAccuracy:
     server_options: list
 
     def __post_init__(self):
-        for one in self.timings:
-            numbers = type(one) is list and len(one) == 3 and all(type(part) in (int, float) for part in one)
-            if not numbers or min(one) < 0 or type(one[2]) is not int or one[2] < 1:
+        for timing in self.timings:
+            numbers = type(timing) is list and len(timing) == 3 and all(type(part) in (int, float) for part in timing)
+            if not numbers or min(timing) < 0 or type(timing[2]) is not int or timing[2] < 1:
                 raise UserError(
-                    f"params.yaml: client_accuracy.timings has {one}; want [TTFT in ms, ITL in ms, concurrency]"
+                    f"params.yaml: client_accuracy.timings has {timing}; want [TTFT in ms, ITL in ms, concurrency]"
                 )
         levels = self.server_concurrency
         if any(type(level) is not int or level < 1 for level in levels):
@@ -189,17 +189,17 @@ def run_name(*parts):
     return "-".join(str(part) for part in parts).replace(" ", "-")
 
 
-def told(one):
+def told(result):
     """One run in one line."""
-    where = f"{one['ttft_ms']} ms + {one['itl_ms']} ms a token" if "known" in one else "vLLM"
+    where = f"{result['ttft_ms']} ms + {result['itl_ms']} ms a token" if "known" in result else "vLLM"
     numbers = ", ".join(
-        f"{label} {one['said'][name]:.2f} ms" + (f" ({one['error'][name]:+.2f})" if "error" in one else "")
+        f"{label} {result['said'][name]:.2f} ms" + (f" ({result['error'][name]:+.2f})" if "error" in result else "")
         for label, name in (("TTFT", "ttft_ms_avg"), ("TPOT", "tpot_ms_avg"))
-        if one["said"][name] is not None
+        if result["said"][name] is not None
     )
-    invalid = "" if one["valid"] else f", INVALID: {'; '.join(one['invalid_reasons'])}"
-    where += f", concurrency {one['concurrency']}, {one['client']}"
-    return f"{where}: {numbers}; {one['seconds']['wall']:.1f} s{invalid}"
+    invalid = "" if result["valid"] else f", INVALID: {'; '.join(result['invalid_reasons'])}"
+    where += f", concurrency {result['concurrency']}, {result['client']}"
+    return f"{where}: {numbers}; {result['seconds']['wall']:.1f} s{invalid}"
 
 
 def main():

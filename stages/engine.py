@@ -148,7 +148,8 @@ def described(p, folder):
             raise UserError(f"{folder / 'config.json'}: {name} is {found[name]}, {getattr(p, name)} was asked for")
     if found["lora_plugin"] not in ("auto", p.dtype):
         raise UserError(f"{folder / 'config.json'}: lora_plugin is {found['lora_plugin']}, the weights are {p.dtype}")
-    if missing := sorted({f"rank{rank}.engine" for rank in range(p.tp_size)} - {one.name for one in folder.iterdir()}):
+    ranks = {f"rank{rank}.engine" for rank in range(p.tp_size)}
+    if missing := sorted(ranks - {path.name for path in folder.iterdir()}):
         raise UserError(f"{folder}: {', '.join(missing)} missing; trtllm-build did not finish")
     return found
 
@@ -192,7 +193,7 @@ def build(p, variant, image, out):
     return {
         "key": key,
         **found,
-        "commands": [list(map(str, one)) for one in commands],
+        "commands": [list(map(str, words)) for words in commands],
         "seconds": seconds,
         "differs": other,
     }

@@ -24,7 +24,7 @@ class KvCache:
     def __post_init__(self):
         if self.tokens < 1:
             raise UserError(f"params.yaml: kv_cache.tokens is {self.tokens}; use 1 or more")
-        if wrong := [one for one in self.block_tokens if type(one) is not int or one < 1]:
+        if wrong := [size for size in self.block_tokens if type(size) is not int or size < 1]:
             raise UserError(f"params.yaml: kv_cache.block_tokens has {wrong[0]!r}; use whole numbers from 1")
 
 
@@ -117,8 +117,10 @@ def main():
     }
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
     found[base["name"]] = entry(config, cache_bytes(model, p.tokens), p.tokens, "a forward pass")
-    for name, one in found.items():
-        print(f"kv_cache: {name}: {one['bytes_per_token']} bytes a token, counted {one['counted_bytes_per_token']:.0f}")
+    for name, counts in found.items():
+        print(
+            f"kv_cache: {name}: {counts['bytes_per_token']} bytes a token, counted {counts['counted_bytes_per_token']:.0f}"
+        )
     ways = list(
         policies(lengths, config["max_position_embeddings"], p.block_tokens, found[base["name"]]["bytes_per_token"])
     )

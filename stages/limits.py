@@ -84,10 +84,10 @@ def multiplying_fp8(device, p):
     if device != "cuda" or torch.cuda.get_device_capability() < (8, 9):
         raise RuntimeError("no FP8 matrix units: NVIDIA GPUs have them from compute capability 8.9")
     left, right = (torch.randn(p.side, p.side, device=device).to(torch.float8_e4m3fn) for _ in range(2))
-    one = torch.ones((), device=device)
+    scalar = torch.ones((), device=device)
     return (
         lambda: torch._scaled_mm(
-            left, right.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+            left, right.t(), scale_a=scalar, scale_b=scalar, out_dtype=torch.bfloat16, use_fast_accum=True
         ),
         2 * p.side**3,
     )
@@ -118,7 +118,7 @@ def probed(make, device, p):
 
 def best(probes):
     """The median of the fastest probe, None where none ran."""
-    return max((one["median"] for one in probes.values() if one["median"]), default=None)
+    return max((probe["median"] for probe in probes.values() if probe["median"]), default=None)
 
 
 def main():
@@ -130,16 +130,18 @@ def main():
     device = torch_device()
     name = torch.cuda.get_device_name() if device == "cuda" else f"{machine['cpu']}, {torch.get_num_threads()} threads"
     kinds = PROBES | (ON_A_CPU if device == "cpu" else {})
-    found = {limit: {one: probed(make, device, p) for one, make in probes.items()} for limit, probes in kinds.items()}
+    found = {
+        limit: {probe: probed(make, device, p) for probe, make in probes.items()} for limit, probes in kinds.items()
+    }
     limits = {limit: best(probes) for limit, probes in found.items()}
     write_metrics(
         results("limits") / "limits.json",
         {"device": name, "mib": p.mib, "side": p.side, "repeats": p.repeats, **limits, "probes": found},
     )
     for limit, probes in found.items():
-        for one, measured in probes.items():
+        for probe, measured in probes.items():
             rates = f"{measured['median']:.3g}" if measured["median"] else f"not measured: {measured['not_measured']}"
-            print(f"limits: {one} {rates} {limit.replace('_', ' ')}", flush=True)
+            print(f"limits: {probe} {rates} {limit.replace('_', ' ')}", flush=True)
 
 
 if __name__ == "__main__":

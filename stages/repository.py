@@ -167,7 +167,7 @@ def write_tensorrtllm(p, out, model):
     prefetch, tasks = None, {}
     if model == "lora":
         prefetch = results("adapter")
-        tasks = {task: one["adapter"] for task, one in read_json(prefetch / "adapter.json")["adapters"].items()}
+        tasks = {task: adapter["adapter"] for task, adapter in read_json(prefetch / "adapter.json")["adapters"].items()}
         if not tasks or any(not task.isdigit() or int(task) < 1 for task in tasks):
             raise UserError(f"{prefetch}: task ids {', '.join(tasks) or 'none'}; the server wants folders named from 1")
 

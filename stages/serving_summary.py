@@ -33,7 +33,9 @@ def main():
     write_metrics(path, summary)
     own = summary["runs"].get(OWN_RUN, {"experiments": {}})["experiments"]
     write_json(path.with_name("throughput.json"), {name: short_points(data) for name, data in own.items()})
-    points = sum(len(one["points"]) for each in summary["runs"].values() for one in each["experiments"].values())
+    points = sum(
+        len(experiment["points"]) for each in summary["runs"].values() for experiment in each["experiments"].values()
+    )
     print(f"serving_summary: {points} points of {len(summary['runs'])} runs in {path}")
 
 

@@ -60,7 +60,7 @@ class Speedups:
     def __post_init__(self):
         known = (("methods", METHODS), ("variants", VARIANTS), ("batch_systems", SYSTEMS))
         for key, names in known:
-            if unknown := [one for one in getattr(self, key) if one not in names]:
+            if unknown := [name for name in getattr(self, key) if name not in names]:
                 raise UserError(f"params.yaml: speedups.{key} has {unknown[0]!r}; use {', '.join(names)}")
         if self.batch_environment not in ("pytorch", "vllm"):
             raise UserError(f"params.yaml: speedups.batch_environment is {self.batch_environment!r}; use pytorch, vllm")
@@ -162,7 +162,7 @@ def main():
     todo = [task for task in tasks(p, images) if not not_run(machine, task.words)]
     found, failed = run_tasks(p, todo, work)
     listed = rows(p, machine, found, failed, config, rates(limits))
-    cache = next((one["kv_cache"] for one in found.values() if one.get("kv_cache")), None)
+    cache = next((entry["kv_cache"] for entry in found.values() if entry.get("kv_cache")), None)
     out = results("speedups")
     keep_raw(work, out)
     write_metrics(
@@ -183,9 +183,9 @@ def main():
             "systems": systems(found, failed),
         },
     )
-    for one in listed:
-        said = one["not_measured"] or f"{one['tokens_per_second']:.2f} tokens/s"
-        print(f"speedups: {one['id']}: {said}")
+    for row in listed:
+        said = row["not_measured"] or f"{row['tokens_per_second']:.2f} tokens/s"
+        print(f"speedups: {row['id']}: {said}")
     print(f"speedups: {out / 'speedups.json'}")
     if failed:
         raise UserError(f"{len(failed)} of {len(todo)} failed: {', '.join(failed)}; see {out / 'raw'}/*.log; the same "

@@ -50,7 +50,7 @@ class Streaming:
         ones = ("max_new_tokens", "repeats", "bls_requests", "bls_tokens", "ready_seconds", "client_seconds")
         check_bounds("streaming", self, dict.fromkeys(ones, 1) | {"seed": 0})
         for name in ("bls_instances", "bls_concurrency"):
-            if any(type(one) is not int or one < 1 for one in getattr(self, name)):
+            if any(type(number) is not int or number < 1 for number in getattr(self, name)):
                 raise UserError(f"params.yaml: streaming.{name} is {getattr(self, name)}; use whole numbers from 1")
 
 
@@ -105,17 +105,17 @@ def by_prompt(client, told, prompts):
     rows = []
     for number, name in enumerate(prompts):
         answers = told["answers"][number :: len(prompts)][1:]
-        firsts = [one["ttft_seconds"] if CLIENTS[client].streams else None for one in answers]
-        rates = [one["tokens"] / one["seconds"] if one["tokens"] else None for one in answers]
+        firsts = [answer["ttft_seconds"] if CLIENTS[client].streams else None for answer in answers]
+        rates = [answer["tokens"] / answer["seconds"] if answer["tokens"] else None for answer in answers]
         rows.append(
             {
                 "prompt": name,
                 **spread("ttft_seconds", firsts),
-                **spread("seconds", [one["seconds"] for one in answers]),
+                **spread("seconds", [answer["seconds"] for answer in answers]),
                 **spread("tokens_per_second", rates),
                 "tokens": answers[0]["tokens"],
                 "tokens_counted": CLIENTS[client].counts,
-                "same_text_every_time": len({one["text"] for one in answers}) == 1,
+                "same_text_every_time": len({answer["text"] for answer in answers}) == 1,
                 "text": answers[0]["text"],
             }
         )
@@ -125,11 +125,11 @@ def by_prompt(client, told, prompts):
 def by_case(p, told):
     """One row a BLS case: TTFT, and the tokens of all requests over the wall time."""
     rows = []
-    for (case, model, count, concurrency), one in zip(bls_cases(p), told[1::2], strict=True):
+    for (case, model, count, concurrency), answered in zip(bls_cases(p), told[1::2], strict=True):
         row = {"case": case, "model": model, "instances": count, "concurrency": concurrency}
-        firsts = spread("ttft_ms", [1000 * answer["ttft_seconds"] for answer in one["answers"]])
-        rate = len(one["answers"]) * p.bls_tokens / one["wall_seconds"]
-        rows.append({**row, "requests": len(one["answers"]), **firsts, "tokens_per_second": rate})
+        firsts = spread("ttft_ms", [1000 * answer["ttft_seconds"] for answer in answered["answers"]])
+        rate = len(answered["answers"]) * p.bls_tokens / answered["wall_seconds"]
+        rows.append({**row, "requests": len(answered["answers"]), **firsts, "tokens_per_second": rate})
     return rows
 
 
@@ -158,7 +158,7 @@ def measure(p, kind, images, out):
     shutil.rmtree(out / "models", ignore_errors=True)
     told = read_json(told)
     clients = list(CLIENTS_OF[kind])
-    found = {name: by_prompt(name, one, prompts) for name, one in zip(clients, told, strict=False)}
+    found = {name: by_prompt(name, answered, prompts) for name, answered in zip(clients, told, strict=False)}
     bls = by_case(p, told[len(clients) :]) if kind == "triton" else None
     facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "weights_format": weights, "kv_format": cache}
     return {**facts, "server_command": command, **found, "bls": bls}

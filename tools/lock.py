@@ -98,10 +98,10 @@ def recorded(records, text, manifest_of, today):
         if records.get(image, {}).get("digest") == digest:
             found[image] = records[image]
         elif (index := manifest_of(f"{name}@{digest}")) is not None:
-            one = {None: index} if "layers" in index else platforms(name, index, manifest_of)
+            manifests = {None: index} if "layers" in index else platforms(name, index, manifest_of)
             gb = {
                 kind or "unknown": round(sum(part["size"] for part in each["layers"]) / 1e9, 2)
-                for kind, each in one.items()
+                for kind, each in manifests.items()
             }
             found[image] = {"digest": digest, "resolved": today, "gb": gb}
     return found
@@ -110,9 +110,9 @@ def recorded(records, text, manifest_of, today):
 def platforms(name, index, manifest_of):
     """{architecture: its manifest} of an image for several machines; attestations are none."""
     kinds = {
-        one["platform"]["architecture"]: manifest_of(f"{name}@{one['digest']}")
-        for one in index["manifests"]
-        if one.get("platform", {}).get("os") == "linux"
+        manifest["platform"]["architecture"]: manifest_of(f"{name}@{manifest['digest']}")
+        for manifest in index["manifests"]
+        if manifest.get("platform", {}).get("os") == "linux"
     }
     return {kind: manifest for kind, manifest in kinds.items() if manifest}
 
@@ -188,7 +188,7 @@ def lock(with_environments):
     records = recorded(before, text, ask_manifest, datetime.date.today().isoformat())
     if records or before:
         RECORDS.write_text(json.dumps(records, indent=2) + "\n")
-    told += [f"{image}: {one['resolved']}, {one['gb']} GB packed" for image, one in records.items()]
+    told += [f"{image}: {record['resolved']}, {record['gb']} GB packed" for image, record in records.items()]
     print("\n".join(told))
 
 

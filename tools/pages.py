@@ -26,7 +26,9 @@ BLOCK = re.compile(r"(<!-- ([\w-]+):begin -->\n).*?(<!-- \2:end -->)", re.DOTALL
 
 def public(claim):
     """A claim with its best outcome by a reference run or by arithmetic."""
-    outcomes = [one for one in claim["outcomes"] if one["run"] and not one["run"].startswith("this checkout")]
+    outcomes = [
+        outcome for outcome in claim["outcomes"] if outcome["run"] and not outcome["run"].startswith("this checkout")
+    ]
     reason = "no reference run has it" if claim["measure"] else "no stage measures it"
     nothing = {"run": None, "verdict": "not measured", "measured": None, "evidence": "none", "reason": reason}
     best = min(outcomes, key=rank, default=nothing)
@@ -118,7 +120,7 @@ def unanswered(claims):
 
 def then_and_now(steps):
     """A writeup's own commands beside those of the pinned versions, and what runs them here."""
-    rows = [[one["step"], code(one["then"]), code(one["now"]), one["here"]] for one in steps]
+    rows = [[step["step"], code(step["then"]), code(step["now"]), step["here"]] for step in steps]
     return table(["step", "as published", "in the pinned versions", "here"], rows)
 
 
@@ -129,10 +131,10 @@ def code(lines):
 def discrepancies(entries):
     """A row an entry; what is handled links to the file that does it."""
     rows = []
-    for one in entries:
-        file = one.get("handled")
-        here = f"[{file}](../{file})" if file else f"as published: {one['as_published']}"
-        rows.append([one["id"], one["writeup"], one["finding"], here])
+    for entry in entries:
+        file = entry.get("handled")
+        here = f"[{file}](../{file})" if file else f"as published: {entry['as_published']}"
+        rows.append([entry["id"], entry["writeup"], entry["finding"], here])
     return table(["", "in the writeup", "what the pinned versions do", "here"], rows)
 
 

@@ -147,11 +147,11 @@ def misfit_engine(p, lora, gpu_count, served=None):
     if len(types) > 1:
         found.append(f"engine: engine.dtype is {' and '.join(types)}; the adapters are stored in one of them")
     for variant in p.variants:
-        one = with_room(with_variant(p, variant), lora.r)
-        reasons = adapter_misfits(lora.target_modules, lora.r, one.lora_target_modules, one.max_lora_rank)
+        settings = with_room(with_variant(p, variant), lora.r)
+        reasons = adapter_misfits(lora.target_modules, lora.r, settings.lora_target_modules, settings.max_lora_rank)
         found += [f"engine {variant}: the adapters do not fit: {reason}" for reason in reasons]
-        if gpu_count and one.tp_size > gpu_count:
-            found.append(f"engine {variant}: engine.tp_size is {one.tp_size}, this machine has {gpu_count} GPUs")
+        if gpu_count and settings.tp_size > gpu_count:
+            found.append(f"engine {variant}: engine.tp_size is {settings.tp_size}, this machine has {gpu_count} GPUs")
     return found
 
 

@@ -18,7 +18,7 @@ IMAGES = "containers/images.yaml"
 def roles(image):
     """What an image is used for, in any profile."""
     sets = load_yaml(IMAGES).values()
-    return sorted({role for images in sets for role, one in images.items() if one == image})
+    return sorted({role for images in sets for role, reference in images.items() if reference == image})
 
 
 def describe(image):

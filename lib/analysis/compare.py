@@ -24,8 +24,8 @@ def noise(runs, name, every=False):
     every: repeats that are not valid too.
     """
     spread = [0.0]
-    for one in runs:
-        for point in one["points"]:
+    for run in runs:
+        for point in run["points"]:
             found = repeated(point, name, every)
             spread += [abs(figure / statistics.median(found) - 1) for figure in found]
     return max(spread)

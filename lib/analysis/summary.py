@@ -40,7 +40,7 @@ def summarise(runs, published):
     limits = {name: optional(folder / "limits/limits.json") for name, folder in runs.items()}
     return {
         "runs": {name: summarise_run(folder, limits[name]) for name, folder in runs.items()},
-        "published": summarise_published({name: one for name, one in limits.items() if one}, published),
+        "published": summarise_published({name: limit for name, limit in limits.items() if limit}, published),
     }
 
 
@@ -220,7 +220,7 @@ def setting_changes(data, before, after):
 
 def summarise_published(limits, published):
     """The writeup's own points, and their share of what such a card allows where a run has measured one."""
-    cards = {name: one for name, one in limits.items() if one["device"].startswith(PUBLISHED_CARD)}
+    cards = {name: limit for name, limit in limits.items() if limit["device"].startswith(PUBLISHED_CARD)}
     run = most_bandwidth(cards) if cards else None
     points = []
     for server, concurrency, formats, ids in PUBLISHED_POINTS:

@@ -6,6 +6,7 @@ measured, and what that will cost.
 import itertools
 import re
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from lib.core.stage import UserError, check_bounds, patched, read_json
@@ -46,7 +47,7 @@ class Bench:
     server_options: list
 
     def __post_init__(self):
-        if not self.concurrency or any(type(one) is not int or one < 1 for one in self.concurrency):
+        if not self.concurrency or any(type(level) is not int or level < 1 for level in self.concurrency):
             raise UserError(f"params.yaml: bench.concurrency is {self.concurrency}; use whole numbers from 1")
         pairs = [pair for pair in self.lengths if type(pair) is list and len(pair) == 2]
         if not pairs or len(pairs) < len(self.lengths) or any(type(n) is not int or n < 1 for p in pairs for n in p):
@@ -86,7 +87,10 @@ class Bench:
         """The further words of a server's command line; UserError for a name that is not known."""
         kind, _, configuration = name.partition("-")
         if kind not in SERVERS or (configuration and configuration not in self.configurations):
-            known = [*SERVERS, *(f"{kind}-{one}" for one in self.configurations for kind in SERVERS)]
+            known = [
+                *SERVERS,
+                *(f"{kind}-{configuration}" for configuration in self.configurations for kind in SERVERS),
+            ]
             raise UserError(f"params.yaml: bench.servers has {name!r}; use {', '.join(known)}")
         words = self.configurations[configuration] if configuration else []
         return [*self.server_options, *words]
@@ -133,7 +137,7 @@ def adapters_of(p, name):
 def check_lengths(p, name):
     """UserError where a vLLM takes fewer tokens in all (its last --max-model-len) than the experiment asks for."""
     longest = max(map(sum, p.lengths))
-    for server in (one for one in p.servers if one.startswith("vllm")):
+    for server in (name for name in p.servers if name.startswith("vllm")):
         words = dict(word.partition("=")[::2] for word in p.options(server))
         limit = words.get("--max-model-len", "")
         if limit.isdigit() and int(limit) < longest:
@@ -155,7 +159,7 @@ def visits(p):
         for server in (p.servers if repeat % 2 else reversed(p.servers))
     ]
     order = coarse_to_fine(sorted(p.concurrency))
-    for server, turn in itertools.groupby(turns, key=lambda one: one[0]):
+    for server, turn in itertools.groupby(turns, key=itemgetter(0)):
         yield (
             server,
             [
@@ -205,7 +209,7 @@ class Clock:
         if not points:
             return None
         starts = sum(ready.get(server, max(ready.values())) for server, _ in plan[running:])
-        return starts + sum(points.get(key_of(one), max(points.values())) for _, group in plan for one in group)
+        return starts + sum(points.get(key_of(point), max(points.values())) for _, group in plan for point in group)
 
 
 def key_of(point):

@@ -46,7 +46,11 @@ def prompts_file(work, tokens):
 def prompts_command(p, inputs, tokens, work):
     """As many prompts as the largest point sends, warm-up and all, so that none is sent twice."""
     variants = [p.with_variant(name) for name in p.variants]
-    count = max(variant.requests(one) + variant.warmup(one) for variant in variants for one in p.concurrency)
+    count = max(
+        variant.requests(concurrency) + variant.warmup(concurrency)
+        for variant in variants
+        for concurrency in p.concurrency
+    )
     words = [inputs.served_model(p.model), tokens, count, p.seed, prompts_file(work, tokens)]
     return ["python3", "stages/workers/prompts.py", *(str(word) for word in words)]
 

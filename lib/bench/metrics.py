@@ -55,10 +55,12 @@ def summed_up(repeats):
 
     Without a valid repeat the medians are of the invalid ones, and the point is not valid.
     """
-    valid = [one for one in repeats if one["valid"]]
+    valid = [repeat for repeat in repeats if repeat["valid"]]
     used = valid or repeats
     numbers = [key for key, value in used[0].items() if type(value) in (int, float) and key not in (*ASKED, "repeat")]
-    medians = {key: statistics.median(one[key] for one in used) for key in numbers if None not in values(used, key)}
+    medians = {
+        key: statistics.median(repeat[key] for repeat in used) for key in numbers if None not in values(used, key)
+    }
     return {
         **{key: used[0][key] for key in ASKED},
         "tokens_counted_by": used[0]["tokens_counted_by"],
@@ -66,13 +68,15 @@ def summed_up(repeats):
         **medians,
         "intervals": {key: interval(values(used, key)) for key in medians if len(used) >= REPEATS_NEEDED},
         "valid": bool(valid),
-        "invalid_reasons": sorted({reason for one in repeats if not one["valid"] for reason in one["invalid_reasons"]}),
+        "invalid_reasons": sorted(
+            {reason for repeat in repeats if not repeat["valid"] for reason in repeat["invalid_reasons"]}
+        ),
         "repeats": repeats,
     }
 
 
 def values(repeats, key):
-    return [one.get(key) for one in repeats]
+    return [repeat.get(key) for repeat in repeats]
 
 
 def format_line(point):

@@ -24,9 +24,9 @@ def publish(out, work, p, server_name, asked):
     """The points of one server, summed up over their repeats; asked: what_was_asked."""
     made, groups = work / "servers" / f"{server_name}.json", {}
     for _, group in visits(p):
-        for one in group:
-            if one.server == server_name and (work / "points" / f"{one}.json").exists():
-                groups.setdefault(key_of(one), []).append(read_json(work / "points" / f"{one}.json"))
+        for point in group:
+            if point.server == server_name and (work / "points" / f"{point}.json").exists():
+                groups.setdefault(key_of(point), []).append(read_json(work / "points" / f"{point}.json"))
     summed = [metrics.summed_up(group) for group in sorted(groups.values(), key=lambda group: place(p, group[0]))]
     wanted = len(p.lengths) * len(p.concurrency) * len(p.variants) * p.repeats
     got = sum(len(group) for group in groups.values())
@@ -35,7 +35,7 @@ def publish(out, work, p, server_name, asked):
     write_metrics(
         out / server_name / "points.json", {"schema": SCHEMA, **facts, "not_measured": short, "points": summed}
     )
-    write_csv(out / server_name / "points.csv", [one for entry in summed for one in entry["repeats"]])
+    write_csv(out / server_name / "points.csv", [repeat for entry in summed for repeat in entry["repeats"]])
 
 
 def place(p, point):
@@ -47,9 +47,10 @@ def place(p, point):
 def write_csv(path, repeats):
     """One line a repeat; the certificate as its checks' verdicts, tries that it refused as their number."""
     rows = [
-        {**one, "invalid_reasons": "; ".join(one["invalid_reasons"]), "refused_tries": len(one["refused_tries"]),
-         "checks": ", ".join(f"{check['check']} {check['verdict']}" for check in one["checks"])}
-        for one in repeats
+        {**repeat, "invalid_reasons": "; ".join(repeat["invalid_reasons"]),
+         "refused_tries": len(repeat["refused_tries"]),
+         "checks": ", ".join(f"{check['check']} {check['verdict']}" for check in repeat["checks"])}
+        for repeat in repeats
     ]  # fmt: skip
     columns = [name for row in rows for name in row]  # clients differ in what they tell
     with path.open("w", newline="") as file:

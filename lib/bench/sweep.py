@@ -103,7 +103,7 @@ def finished(work, point):
 
 def missing(plan, work):
     """What is still to be measured of [(server, points)]."""
-    left = [(server, [one for one in group if not finished(work, one)]) for server, group in plan]
+    left = [(server, [point for point in group if not finished(work, point)]) for server, group in plan]
     return [(server, group) for server, group in left if group]
 
 
@@ -141,7 +141,7 @@ def measure_groups(name, p, inputs, images, work, clock, left, deadline, running
                 found = measure(p, server, point, images, process, strangers, work)
                 clock.seconds["points"][key_of(point)] = time.monotonic() - begun
                 write_json(clock.path, clock.seconds)
-                rest = [(server_name, [one for one in group if not finished(work, one)]), *left[1:]]
+                rest = [(server_name, [other for other in group if not finished(work, other)]), *left[1:]]
                 where = f"{name}, {server_name}, repeat {point.repeat}"
                 print(f"{where}: {metrics.format_line(found)}{about(clock.left(rest, 1))}", flush=True)
         left = left[1:]
@@ -153,7 +153,7 @@ def tries(group, work, strangers):
     the GPU before."""
     yield from group
     if not strangers:
-        yield from [one for one in group if not finished(work, one)]
+        yield from [point for point in group if not finished(work, point)]
 
 
 def about(seconds):

@@ -50,7 +50,7 @@ def failed(checks):
 
 def never_valid(checks):
     """Whether a point was asked for in a way that no second try makes valid: a variant without a warm-up."""
-    return any(one["check"] == "warm-up" and one["verdict"] == "fail" for one in checks)
+    return any(check["check"] == "warm-up" and check["verdict"] == "fail" for check in checks)
 
 
 def requests(point, asked):

@@ -31,7 +31,7 @@ def lookup(data, key):
     Raises ValueError with the reasons when the way leads through a point that is marked invalid.
     """
     for name, where in re.findall(r"([^.\[\]]+)(?:\[([^\]]+)\])?", key):
-        data = next((data[one] for one in name.split("|") if one in data), None) if isinstance(data, dict) else None
+        data = next((data[key] for key in name.split("|") if key in data), None) if isinstance(data, dict) else None
         if where:
             wanted = [condition.split("=") for condition in where.split(",")]
             found = (entry for entry in data or [] if all(str(entry.get(key)) == value for key, value in wanted))

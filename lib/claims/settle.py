@@ -118,19 +118,19 @@ def estimate_outcomes(claim, tolerance, all_runs):
         return []
     asked = dataclasses.replace(claim, measure=claim.estimate, estimate=None, requires={}, elsewhere=None)
     outcomes = [estimate_outcome(asked, name, folder, tolerance) for name, folder in all_runs.items()]
-    return [{**one, "evidence": "estimated"} for one in outcomes if one]
+    return [{**outcome, "evidence": "estimated"} for outcome in outcomes if outcome]
 
 
 def estimate_outcome(asked, name, folder, tolerance):
     """The outcome of one run's estimate: by its calibrated band, by the tolerance where it has none; None without."""
-    one = outcome(asked, name, folder, "", tolerance)
-    if one["verdict"] not in ESTIMATED:
+    estimated = outcome(asked, name, folder, "", tolerance)
+    if estimated["verdict"] not in ESTIMATED:
         return None
     figures = {figure: band_of(folder, where) for figure, where in asked.figures.items()}
     if not all(figures.values()):
-        return {**one, "verdict": ESTIMATED[one["verdict"]]}
+        return {**estimated, "verdict": ESTIMATED[estimated["verdict"]]}
     judged = judge_band(asked.value, figures, lambda values: compute(asked.formula, values))
-    return judged and {**one, **judged, "reason": f"{judged['reason']}; {'; '.join(reasons_of(folder, asked))}"}
+    return judged and {**estimated, **judged, "reason": f"{judged['reason']}; {'; '.join(reasons_of(folder, asked))}"}
 
 
 def band_of(folder, where):

@@ -13,7 +13,7 @@ from lib.serving.load import read_prompts
 
 STATISTICS = ("avg", "p50", "p90", "p95", "p99")  # all clients give these
 # What a client's number is held against: the same statistic of what the mock wrote.
-COMPARED = (*(f"{name}_{one}" for name in TIMES for one in STATISTICS), "output_tokens_per_second")
+COMPARED = (*(f"{name}_{statistic}" for name in TIMES for statistic in STATISTICS), "output_tokens_per_second")
 # vLLM's own sums over all requests, and our names for them.
 COUNTERS = {
     "requests": "vllm:request_success_total",
@@ -26,31 +26,34 @@ COUNTERS = {
 
 def statistics(values):
     """avg and percentiles, as all three clients take them: linear between neighbours."""
-    return {one: float(np.mean(values) if one == "avg" else np.percentile(values, int(one[1:]))) for one in STATISTICS}
+    return {
+        statistic: float(np.mean(values) if statistic == "avg" else np.percentile(values, int(statistic[1:])))
+        for statistic in STATISTICS
+    }
 
 
 def known(requests):
     """What a client that makes no mistake says of the requests that the mock wrote down: our names -> ms, tokens/s."""
     measured = {name: [] for name in TIMES}
-    for one in requests:
-        written, arrived = one["written"], one["arrived"]
+    for request in requests:
+        written, arrived = request["written"], request["arrived"]
         measured["ttft_ms"].append(1000 * (written[0] - arrived))
         measured["tpot_ms"].append(1000 * (written[-1] - written[0]) / (len(written) - 1))
         measured["itl_ms"] += [1000 * gap for gap in np.diff(written)]
         measured["request_latency_ms"].append(1000 * (written[-1] - arrived))
-    tokens = sum(len(one["written"]) for one in requests)
-    found = {f"{name}_{one}": value for name in TIMES for one, value in statistics(measured[name]).items()}
+    tokens = sum(len(request["written"]) for request in requests)
+    found = {f"{name}_{statistic}": value for name in TIMES for statistic, value in statistics(measured[name]).items()}
     return found | {"output_tokens_per_second": tokens / load_seconds(requests)}
 
 
 def load_seconds(requests):
     """From the first request's arrival to the last token."""
-    return max(one["written"][-1] for one in requests) - min(one["arrived"] for one in requests)
+    return max(request["written"][-1] for request in requests) - min(request["arrived"] for request in requests)
 
 
 def lateness(requests):
     """How long after its deadline the mock wrote a token, in ms."""
-    late = [1000 * (w - d) for one in requests for w, d in zip(one["written"], one["due"], strict=True)]
+    late = [1000 * (w - d) for request in requests for w, d in zip(request["written"], request["due"], strict=True)]
     return statistics(late) | {"max": max(late)}
 
 
@@ -59,7 +62,7 @@ def wrong(load, requests):
     reasons = []
     if len(requests) != load.requests:
         reasons.append(f"{len(requests)} requests arrived, {load.requests} were asked for")
-    arrived = [one["prompt_sha256"] for one in requests]
+    arrived = [request["prompt_sha256"] for request in requests]
     if len(set(arrived)) < len(arrived):
         reasons.append(f"{len(arrived) - len(set(arrived))} prompts arrived twice")
     ours = {hashlib.sha256(text.encode()).hexdigest() for text in read_prompts(load)[: load.requests]}
@@ -67,9 +70,9 @@ def wrong(load, requests):
         reasons.append(f"{len(others)} prompts are not among the file's first {load.requests}")
     wanted = {"prompt_tokens": load.input_tokens, "max_tokens": load.output_tokens, "stream": True, **load.pinned}
     for name, value in wanted.items():
-        if other := {one[name] for one in requests} - {value}:
+        if other := {request[name] for request in requests} - {value}:
             reasons.append(f"{name} is {', '.join(map(str, sorted(other, key=str)))}, not {value}")
-    if short := [one for one in requests if len(one["written"]) != load.output_tokens]:
+    if short := [request for request in requests if len(request["written"]) != load.output_tokens]:
         reasons.append(f"{len(short)} answers were cut off")
     return reasons
 
@@ -78,7 +81,7 @@ def judged(load, said, seconds, requests):
     """One run beside what the mock wrote; error: what the client said less what was so, None where it says nothing."""
     reasons = wrong(load, requests)
     # Whatever came in between, as if the load had been the whole run.
-    complete = [one for one in requests if len(one["written"]) > 1]
+    complete = [request for request in requests if len(request["written"]) > 1]
     if not complete:
         raise UserError(f"{load.folder}: no answer was written; what the client printed lies beside it")
     truth = known(complete)

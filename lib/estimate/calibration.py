@@ -87,9 +87,9 @@ def judge(published, figures, compute=None):
     compute: a function of {name: value}, the one figure itself if left out.
     """
     compute = compute or (lambda values: next(iter(values.values())))
-    corners = itertools.product(*[[(name, one["low"]), (name, one["high"])] for name, one in figures.items()])
+    corners = itertools.product(*[[(name, figure["low"]), (name, figure["high"])] for name, figure in figures.items()])
     answers = [compute(dict(corner)) for corner in corners]
-    value = compute({name: one["value"] for name, one in figures.items()})
+    value = compute({name: figure["value"] for name, figure in figures.items()})
     if published is None:
         if len({bool(answer) for answer in answers}) > 1:
             return None
@@ -97,7 +97,7 @@ def judge(published, figures, compute=None):
         return {"verdict": verdict, "reason": "the conclusion comes out the same anywhere in the calibrated band"}
     low, high = min(answers), max(answers)
     where = "inside" if low <= published <= high else "below" if published < low else "above"
-    if where == "inside" and any(one["bounded"] for one in figures.values()):
+    if where == "inside" and any(figure["bounded"] for figure in figures.values()):
         return None
     verdict = "estimate agrees" if where == "inside" else "estimate disagrees"
     reason = f"published {published:,g} lies {where} the band of {low:,.5g} to {high:,.5g}"

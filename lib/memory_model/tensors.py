@@ -101,12 +101,12 @@ class Operations:
 
     def record(self, out, inputs, saved, run):
         """Note how `out` came from `inputs`, if one of them needs a gradient; what is saved becomes an activation."""
-        edges = tuple(one.source for one in inputs)
+        edges = tuple(tensor.source for tensor in inputs)
         if self.recording and any(edges):
             self.nodes += 1
-            for one in saved:
-                if one.storage.term == "temporaries":
-                    one.storage.rename("activations")
+            for tensor in saved:
+                if tensor.storage.term == "temporaries":
+                    tensor.storage.rename("activations")
             out.source = Node(self.nodes, edges, saved, run)
         return out
 

@@ -66,7 +66,7 @@ def training_steps(p, lengths):
     steps = steps[: p.max_steps or None]
     left = max(1, LIMIT // p.accumulation)
     if steps[left:]:
-        largest = max((one for step in steps[left - 1 :] for one in step), key=lambda batch: batch.tokens)
+        largest = max((batch for step in steps[left - 1 :] for batch in step), key=lambda batch: batch.tokens)
         steps[left - 1] = [*steps[left - 1][:-1], largest]
     return steps[:left]
 

@@ -46,7 +46,7 @@ def read_shape(name, where, model_type=None):
     where: who asked, the beginning of the error: "params.yaml: base_model.shape is".
     """
     configs = {path.stem: read_json(path) for path in sorted(FOLDER.glob("*.json"))}
-    fitting = [one for one, config in configs.items() if model_type in (None, config["model_type"])]
+    fitting = [shape for shape, config in configs.items() if model_type in (None, config["model_type"])]
     if name not in fitting:
         raise UserError(f"{where} {name!r}; use one of {', '.join(fitting)}")
     return configs[name]

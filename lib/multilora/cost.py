@@ -49,14 +49,14 @@ def point(p, asking, name, names, popularity):
     ]
     warm, measured = asked[: p.concurrency], asked[p.concurrency :]
     # Every adapter once before: bringing it in is no part of the speed.
-    first = {one.adapter: one for one in measured}.values()
+    first = {request.adapter: request for request in measured}.values()
     loads = [load("vllm", URL, asking.inputs.model, each, p.concurrency) for each in ([*first, *warm], measured)]
     told = asking.ask(name, loads)[1]
-    firsts = [1000 * one["ttft_seconds"] for one in told["answers"]]
-    made = sum(one["tokens"] for one in told["answers"])
+    firsts = [1000 * answer["ttft_seconds"] for answer in told["answers"]]
+    made = sum(answer["tokens"] for answer in told["answers"])
     return {
         "requests": len(measured),
-        "adapters_asked_for": len({one.adapter for one in measured} - {None}),
+        "adapters_asked_for": len({request.adapter for request in measured} - {None}),
         "output_tokens": made / len(measured),
         "output_tokens_per_second": made / told["wall_seconds"],
         "ttft_ms_p50": statistics.median(firsts),
@@ -127,7 +127,7 @@ def study_rank(p, asking, rank):
     return points
 
 
-def told(one):
-    adapters = f"{one['adapters']} adapters of rank {one['rank']}, {one['popularity']}"
-    who = adapters if one["adapters"] else one["variant"]
-    return f"{who}: {one['output_tokens_per_second']:.1f} tokens/s, first token after {one['ttft_ms_p50']:.0f} ms"
+def told(point):
+    adapters = f"{point['adapters']} adapters of rank {point['rank']}, {point['popularity']}"
+    who = adapters if point["adapters"] else point["variant"]
+    return f"{who}: {point['output_tokens_per_second']:.1f} tokens/s, first token after {point['ttft_ms_p50']:.0f} ms"

@@ -57,8 +57,8 @@ def proof(p, asking, precision, client, url, adapters):
     loads = [load(client, url, asking.inputs.model, asked, width, adapters=adapters) for width in (1, len(asked), 1)]
     _, together, alone = asking.ask(f"proof-{precision}", loads)
     rows = [
-        {"prompt": one.prompt, "adapter": one.adapter, "together": both["text"], "alone": single["text"]}
-        for one, both, single in zip(asked, together["answers"], alone["answers"], strict=True)
+        {"prompt": request.prompt, "adapter": request.adapter, "together": both["text"], "alone": single["text"]}
+        for request, both, single in zip(asked, together["answers"], alone["answers"], strict=True)
     ]
     return {"rows": rows, "together_seconds": together["wall_seconds"], "alone_seconds": alone["wall_seconds"],
             **compared(rows)}  # fmt: skip

@@ -35,7 +35,7 @@ def key_of(name, statistic):
     return name if statistic == "avg" and not name.endswith("_ms") else f"{name}_{statistic}"
 
 
-KEYS = tuple(key_of(name, one) for name, (_, _, statistics) in METRICS.items() for one in statistics)
+KEYS = tuple(key_of(name, statistic) for name, (_, _, statistics) in METRICS.items() for statistic in statistics)
 
 
 def read_profile(path, profile, metrics=METRICS):
@@ -46,7 +46,7 @@ def read_profile(path, profile, metrics=METRICS):
         entry = profile.get(key) or {"unit": unit}
         if entry["unit"] != unit:
             raise UserError(f"{path}: {key} is in {entry['unit']!r}, want {unit!r}; is it another version?")
-        numbers |= {key_of(name, one): entry.get(one) for one in statistics}
+        numbers |= {key_of(name, statistic): entry.get(statistic) for statistic in statistics}
     require(path, profile, metrics["requests"][0])
     return numbers | {"requests": int(numbers["requests"])}
 

@@ -49,13 +49,13 @@ class Watch:
         """Means over the load: batch size, queue, CPU cores used by client, server and everything else, and the GPUs'
         watts, clocks and temperature. None: not measured."""
         samples = self.loaded()
-        found = {name: mean([one.get(name) for one in samples]) for name in ("running", "waiting")}
+        found = {name: mean([sample.get(name) for sample in samples]) for name in ("running", "waiting")}
         return {
             "batch_mean": found["running"],
-            "batch_max": max((one["running"] for one in samples if "running" in one), default=None),
+            "batch_max": max((sample["running"] for sample in samples if "running" in sample), default=None),
             "queue_mean": found["waiting"],
             **cores(samples),
-            **gpu_summary([one["gpus"] for one in samples if "gpus" in one]),
+            **gpu_summary([sample["gpus"] for sample in samples if "gpus" in sample]),
         }
 
 

@@ -32,7 +32,7 @@ def published_seconds(listed):
 
 def rates_of(answers):
     """Tokens a second of each answer."""
-    return [one["tokens"] / one["seconds"] for one in answers]
+    return [answer["tokens"] / answer["seconds"] for answer in answers]
 
 
 def summed(answers):
@@ -44,7 +44,7 @@ def summed(answers):
 
 def cpu_per_token(answers):
     """CPU seconds a token, of all threads: what hardly changes when others are at work on the machine."""
-    return sum(one["cpu_seconds"] for one in answers) / sum(one["tokens"] for one in answers)
+    return sum(answer["cpu_seconds"] for answer in answers) / sum(answer["tokens"] for answer in answers)
 
 
 def row(result, config, machine_rates):
@@ -53,8 +53,8 @@ def row(result, config, machine_rates):
     The limit: every weight read once a token (lib/analysis/roofline.py), prefill and decoding one after the other.
     """
     answers = result["answers"]
-    firsts = [one["ttft_seconds"] for one in answers if one["ttft_seconds"] is not None]
-    tokens = statistics.mean(one["tokens"] for one in answers)
+    firsts = [answer["ttft_seconds"] for answer in answers if answer["ttft_seconds"] is not None]
+    tokens = statistics.mean(answer["tokens"] for answer in answers)
     weights = METHODS[result["method"]].weights
     limit = closed_loop(config, weights, "bf16", machine_rates, 1, result["prompt_tokens"], max(2, round(tokens)))
     best, made = limit["apart_tokens_per_second"], summed(answers)
@@ -68,7 +68,7 @@ def row(result, config, machine_rates):
         "peak_mib": result["memory"]["process_peak_mib"],
         "memory": result["memory"]["device"],
         "wall_seconds": result["wall_seconds"],
-        "warmup_seconds": sum(one["seconds"] for one in result["warmups"]),
+        "warmup_seconds": sum(warmup["seconds"] for warmup in result["warmups"]),
         "dtype": result["dtype"],
         "compiled_graphs": result["compiled_graphs"],
         "limit_tokens_per_second": best,
@@ -106,30 +106,30 @@ def systems(found, failed):
     """Every system's throughput on the same prompts, and how many times that of Transformers' static batches it is;
     found and failed as in rows()."""
     entries = {name: found.get(f"batch-{name}") for name in SYSTEMS}
-    measured = {name: one for name, one in entries.items() if one}
-    if len({one["prompts_sha256"] for one in measured.values()}) > 1:
+    measured = {name: entry for name, entry in entries.items() if entry}
+    if len({entry["prompts_sha256"] for entry in measured.values()}) > 1:
         raise UserError("the systems were not given the same prompts: do their tokenizers differ?")
     static, listed = entries["static"], []
-    for name, one in entries.items():
+    for name, entry in entries.items():
         listed.append({"system": name, "not_measured": None})
-        if not one:
+        if not entry:
             left_out = f"params.yaml: speedups.batch_systems has no {name}"
             listed[-1]["not_measured"] = failed.get(f"batch-{name}", left_out)
             continue
-        found_rates = rates_of(one["repeats"])
+        found_rates = rates_of(entry["repeats"])
         known = len(found_rates) >= REPEATS_NEEDED
         listed[-1] |= {
             "tokens_per_second": statistics.median(found_rates),
             "interval": interval(found_rates) if known else None,
             "over_static": static and ratio(found_rates, rates_of(static["repeats"])),
-            "cpu_seconds_per_token": cpu_per_token(one["repeats"]),
-            "tokens": one["repeats"][0]["tokens"],
-            "computed_tokens": one["repeats"][0]["computed_tokens"],
-            "prompt_tokens": one["prompt_tokens"],
-            "output_tokens": one["output_tokens"],
-            "peak_mib": one["memory"]["process_peak_mib"],
-            "wall_seconds": one["wall_seconds"],
-            "image": one["made_by"]["image"],
-            "versions": one["made_by"]["versions"],
+            "cpu_seconds_per_token": cpu_per_token(entry["repeats"]),
+            "tokens": entry["repeats"][0]["tokens"],
+            "computed_tokens": entry["repeats"][0]["computed_tokens"],
+            "prompt_tokens": entry["prompt_tokens"],
+            "output_tokens": entry["output_tokens"],
+            "peak_mib": entry["memory"]["process_peak_mib"],
+            "wall_seconds": entry["wall_seconds"],
+            "image": entry["made_by"]["image"],
+            "versions": entry["made_by"]["versions"],
         }
     return listed

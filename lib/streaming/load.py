@@ -22,7 +22,12 @@ def in_template(text, dataset):
 def load(client, url, folder, requests, concurrency=1, **words):
     """One entry of what stages/workers/stream_client.py is asked; words: further ones that the client is made with."""
     words = {"url": url, "model_dir": str(folder), "adapters": {}, **words}
-    return {"client": client, "words": words, "concurrency": concurrency, "requests": [asdict(one) for one in requests]}
+    return {
+        "client": client,
+        "words": words,
+        "concurrency": concurrency,
+        "requests": [asdict(request) for request in requests],
+    }
 
 
 def begin(out, base_model):

@@ -152,7 +152,7 @@ def tensors(inputs):
     for name, value in inputs.items():
         values = value if isinstance(value, list) else [value]
         kind, dtype = ("UINT64", np.uint64) if name in ("seed", "lora_task_id") else kinds[type(values[0])]
-        array = np.array([[one.encode() if isinstance(one, str) else one for one in values]], dtype=dtype)
+        array = np.array([[value.encode() if isinstance(value, str) else value for value in values]], dtype=dtype)
         made.append(grpc.InferInput(name, array.shape, kind))
         made[-1].set_data_from_numpy(array)
     return made

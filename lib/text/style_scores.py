@@ -95,7 +95,7 @@ def withdraw(measures):
 def verdicts(measures, pair):
     """{verdict: [measure, ...]} of one pair, with all three verdicts."""
     given = {name: entry["differences"][pair]["verdict"] for name, entry in measures.items()}
-    return {one: [name for name in given if given[name] == one] for one in (SAME, DIFFERS, NOT_MEASURED)}
+    return {verdict: [name for name in given if given[name] == verdict] for verdict in (SAME, DIFFERS, NOT_MEASURED)}
 
 
 def style_differs(judged):
@@ -122,7 +122,7 @@ def as_markdown(data):
     def means(entry):
         rows = {"dataset": data["dataset_rows"]}
         found = [(who, entry["means"].get(who)) for who in GROUPS]
-        return [cell(one, rows.get(who, data["prompts"])) if one else "—" for who, one in found]
+        return [cell(mean, rows.get(who, data["prompts"])) if mean else "—" for who, mean in found]
 
     def differences(entry):
         found = entry["differences"]

@@ -91,7 +91,7 @@ def is_four_bit(module):
 
 def leading(ids, token):
     """How many times `token` stands at the start of `ids`."""
-    return next((n for n, one in enumerate(ids) if one != token), len(ids))
+    return next((n for n, each in enumerate(ids) if each != token), len(ids))
 
 
 def optimizer_of(trainer):

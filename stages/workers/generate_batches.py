@@ -129,7 +129,7 @@ def vllm(task):
     def answer(load):
         sampling = [SamplingParams(temperature=0, max_tokens=length, ignore_eos=True) for _, length in load]
         found = llm.generate([{"prompt_token_ids": ids} for ids, _ in load], sampling, use_tqdm=False)
-        return sum(len(one.outputs[0].token_ids) for one in found)
+        return sum(len(request.outputs[0].token_ids) for request in found)
 
     return answer
 

@@ -97,7 +97,7 @@ def main():
     told = []
     for load in json.loads(Path(ask).read_text()):
         client = CLIENTS[load["client"]](**load["words"])
-        requests = [Request(**one) for one in load["requests"]]
+        requests = [Request(**fields) for fields in load["requests"]]
         begun = time.monotonic()
         answered = answers(client, requests, load["concurrency"])
         told.append({"wall_seconds": time.monotonic() - begun, "answers": answered})
