@@ -13,8 +13,8 @@ def ratio(above, below, middle="median"):
     drawn = [of(generator.choice(repeats, (BOOTSTRAP_SAMPLES, len(repeats))), axis=1) for repeats in (above, below)]
     low, high = numpy.quantile(drawn[0] / drawn[1], [0.025, 0.975]).tolist()
     enough = min(len(above), len(below)) >= REPEATS_NEEDED
-    found = getattr(statistics, middle)(above) / getattr(statistics, middle)(below)
-    return {"ratio": found, "low": low if enough else None, "high": high if enough else None}
+    quotient = getattr(statistics, middle)(above) / getattr(statistics, middle)(below)
+    return {"ratio": quotient, "low": low if enough else None, "high": high if enough else None}
 
 
 BOOTSTRAP_SAMPLES, BOOTSTRAP_SEED = 2000, 42

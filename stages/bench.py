@@ -21,7 +21,7 @@ import sys
 
 from lib.bench.experiments import Bench, check_lengths, with_experiment
 from lib.bench.results import not_measured, what_was_asked
-from lib.bench.sweep import measured
+from lib.bench.sweep import measure_experiment
 from lib.core.stage import UserError, read_params, results, run
 from lib.serving.servers import Inputs
 
@@ -49,7 +49,7 @@ def main():
     asked.servers = [server for server in asked.servers if server not in reasons]
     check_lengths(asked, name)
     if asked.servers:
-        measured(out, name, asked, inputs, images)
+        measure_experiment(out, name, asked, inputs, images)
     for server, reason in reasons.items():
         not_measured(out, what_was_asked(name, asked, inputs, server, images), reason)
 

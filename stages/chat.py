@@ -46,8 +46,8 @@ def read_prompts(path):
 
 def answer(model, tokenizer, texts, p, streamer=None):
     """The model's continuation of each text, without special tokens; as continuations'."""
-    made = continuations(model, tokenizer, texts, p, streamer)
-    return [text.strip() for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
+    tokens = continuations(model, tokenizer, texts, p, streamer)
+    return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
 def both_ways(model, tokenizer, texts, p):

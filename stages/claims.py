@@ -30,17 +30,17 @@ class Claims:
 
 def counts(claims):
     """{verdict: claims}, in the order of the kinds."""
-    found = Counter(claim["verdict"] for claim in claims)
-    return {verdict: found[verdict] for verdict in VERDICTS}
+    number = Counter(claim["verdict"] for claim in claims)
+    return {verdict: number[verdict] for verdict in VERDICTS}
 
 
 def counts_by_evidence(claims):
     """{evidence: {verdict: claims}} without empty cells."""
-    found = Counter((claim["evidence"], claim["verdict"]) for claim in claims)
+    number = Counter((claim["evidence"], claim["verdict"]) for claim in claims)
     return {
-        name: {verdict: found[name, verdict] for verdict in VERDICTS if found[name, verdict]}
+        name: {verdict: number[name, verdict] for verdict in VERDICTS if number[name, verdict]}
         for name in EVIDENCE
-        if any(found[name, verdict] for verdict in VERDICTS)
+        if any(number[name, verdict] for verdict in VERDICTS)
     }
 
 

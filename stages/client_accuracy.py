@@ -20,7 +20,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from lib.client_accuracy.truth import COUNTERS, counted, judged
+from lib.client_accuracy.truth import COUNTERS, judge_run, server_counts
 from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, check_bounds, read_json, read_params, results, run, write_json
 from lib.core.web import open_url
@@ -158,12 +158,12 @@ def against_the_mock(p, images, out):
                 ask("/mock", timing)
                 warm_up(load)
                 ask("/mock", timing)  # forgets what warmed it up
-                said, seconds = drive(p, name, load, images, process)
+                reported, seconds = drive(p, name, load, images, process)
                 requests = ask("/mock")
                 write_json(load.folder / "mock.json", requests)
                 runs.append({"client": name, "run": turn, **timing, "concurrency": concurrency}
-                            | judged(load, said, seconds, requests))  # fmt: skip
-                print(told(runs[-1]), flush=True)
+                            | judge_run(load, reported, seconds, requests))  # fmt: skip
+                print(format_line(runs[-1]), flush=True)
     return runs
 
 
@@ -178,10 +178,10 @@ def against_vllm(p, images, out):
                 load = p.load(server.model, concurrency, out, run_name("vllm", concurrency, name, turn))
                 warm_up(load)
                 before = read_metrics(server, COUNTERS)
-                said, seconds = drive(p, name, load, images, process)
-                runs.append({"client": name, "run": turn, "concurrency": concurrency, "said": said}
-                            | counted(load, before, read_metrics(server, COUNTERS)) | {"seconds": seconds})  # fmt: skip
-                print(told(runs[-1]), flush=True)
+                reported, seconds = drive(p, name, load, images, process)
+                runs.append({"client": name, "run": turn, "concurrency": concurrency, "said": reported}
+                            | server_counts(load, before, read_metrics(server, COUNTERS)) | {"seconds": seconds})  # fmt: skip
+                print(format_line(runs[-1]), flush=True)
     return engine, runs
 
 
@@ -189,7 +189,7 @@ def run_name(*parts):
     return "-".join(str(part) for part in parts).replace(" ", "-")
 
 
-def told(result):
+def format_line(result):
     """One run in one line."""
     where = f"{result['ttft_ms']} ms + {result['itl_ms']} ms a token" if "known" in result else "vLLM"
     numbers = ", ".join(

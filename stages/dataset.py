@@ -55,8 +55,8 @@ def check_control_tokens(file, rows, tokens):
     """UserError where a row's text holds a control token: it would end a turn or begin another one."""
     for number, row in enumerate(rows, start=1):
         for key, text in row.items():
-            if found := [token for token in tokens if token in text]:
-                raise UserError(f"{file}: line {number}: {key} holds the control token {found[0]}; take it out")
+            if present := [token for token in tokens if token in text]:
+                raise UserError(f"{file}: line {number}: {key} holds the control token {present[0]}; take it out")
 
 
 def check_style_prompts(wanted, validation):

@@ -131,7 +131,7 @@ def described(p, folder):
     config = read_json(folder / "config.json")
     build, model = config["build_config"], config["pretrained_config"]
     lora = build["lora_config"]
-    found = {
+    description = {
         "tensorrt_llm": config["version"],
         "dtype": model["dtype"],
         "logits_dtype": model["logits_dtype"],
@@ -144,14 +144,18 @@ def described(p, folder):
         "tp_size": model["mapping"]["tp_size"],
     }
     for name in ("dtype", "max_batch_size", "max_input_len", "max_seq_len", "max_lora_rank", "tp_size"):
-        if found[name] != getattr(p, name):
-            raise UserError(f"{folder / 'config.json'}: {name} is {found[name]}, {getattr(p, name)} was asked for")
-    if found["lora_plugin"] not in ("auto", p.dtype):
-        raise UserError(f"{folder / 'config.json'}: lora_plugin is {found['lora_plugin']}, the weights are {p.dtype}")
+        if description[name] != getattr(p, name):
+            raise UserError(
+                f"{folder / 'config.json'}: {name} is {description[name]}, {getattr(p, name)} was asked for"
+            )
+    if description["lora_plugin"] not in ("auto", p.dtype):
+        raise UserError(
+            f"{folder / 'config.json'}: lora_plugin is {description['lora_plugin']}, the weights are {p.dtype}"
+        )
     ranks = {f"rank{rank}.engine" for rank in range(p.tp_size)}
     if missing := sorted(ranks - {path.name for path in folder.iterdir()}):
         raise UserError(f"{folder}: {', '.join(missing)} missing; trtllm-build did not finish")
-    return found
+    return description
 
 
 def build(p, variant, image, out):
@@ -179,20 +183,20 @@ def build(p, variant, image, out):
         (work / "checkpoint.done").touch()
     shutil.rmtree(engine, ignore_errors=True)
     seconds["build"] = in_image(image, commands[1], work / "build.log")
-    found = described(p, engine)
+    description = described(p, engine)
 
     for name in ("engine", "calibration", "checkpoint.log", "build.log"):
         shutil.move(work / name, out / name)
     write_json(out / "provenance.json", inside)
     shutil.rmtree(work)
-    key = {"tensorrt_llm": found["tensorrt_llm"], "tensorrt": inside["versions"]["tensorrt"], "gpu": gpu,
+    key = {"tensorrt_llm": description["tensorrt_llm"], "tensorrt": inside["versions"]["tensorrt"], "gpu": gpu,
            "tp_size": p.tp_size, "flags": settings, "image": image}  # fmt: skip
     other = differences("triton", inside)
     for line in other:
         print(f"{image}: {line}")
     return {
         "key": key,
-        **found,
+        **description,
         "commands": [list(map(str, words)) for words in commands],
         "seconds": seconds,
         "differs": other,

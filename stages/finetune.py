@@ -155,7 +155,7 @@ def main():
     trainer.accelerator.unwrap_model(trainer.model).save_pretrained(out / "adapter", state_dict=weights)
     steps = read_steps(work / "steps")
     write_steps(out / "steps.csv", steps)
-    found = summary(steps)
+    totals = summary(steps)
     metrics = {
         "method": method,
         "variant": variant,
@@ -167,10 +167,10 @@ def main():
         "train_seconds": None if resumed else trained,
         **cpu_seconds(resumed),
         "resumed_from_step": int(resumed.name.split("-")[1]) if resumed else None,
-        **found,
+        **totals,
         # The trainer counts tokens from zero when it goes on from a checkpoint.
         **({"trained_tokens": None, "tokens_per_second": None} if resumed else {}),
-        **utilisation(flops, found["tokens_per_second_median"], p.gpus),
+        **utilisation(flops, totals["tokens_per_second_median"], p.gpus),
         "dataset_rows": data["dataset_rows"],
         "train_rows": data["train_rows"],
         "memory": memory.summary(),

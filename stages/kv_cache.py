@@ -111,18 +111,17 @@ def main():
 
     from transformers import AutoModelForCausalLM
 
-    found = {
+    entries = {
         name: entry(shape, bytes_without_numbers(shape, p.tokens), p.tokens, "a forward pass without numbers")
         for name, shape in shapes.items()
     }
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
-    found[base["name"]] = entry(config, cache_bytes(model, p.tokens), p.tokens, "a forward pass")
-    for name, counts in found.items():
-        print(
-            f"kv_cache: {name}: {counts['bytes_per_token']} bytes a token, counted {counts['counted_bytes_per_token']:.0f}"
-        )
+    entries[base["name"]] = entry(config, cache_bytes(model, p.tokens), p.tokens, "a forward pass")
+    for name, counts in entries.items():
+        size, counted = counts["bytes_per_token"], counts["counted_bytes_per_token"]
+        print(f"kv_cache: {name}: {size} bytes a token, counted {counted:.0f}")
     ways = list(
-        policies(lengths, config["max_position_embeddings"], p.block_tokens, found[base["name"]]["bytes_per_token"])
+        policies(lengths, config["max_position_embeddings"], p.block_tokens, entries[base["name"]]["bytes_per_token"])
     )
     write_metrics(
         results("kv_cache") / "kv_cache.json",
@@ -131,12 +130,12 @@ def main():
             "rows": len(lengths),
             "tokens_per_row": sum(lengths) / len(lengths),
             "longest_row": max(lengths),
-            "shapes": found,
+            "shapes": entries,
             "policies": ways,
         },
     )
-    for one in ways:
-        print(f"kv_cache: {one['policy']}, {one['says']}: {100 * one['wasted_share']:.1f} % wasted")
+    for way in ways:
+        print(f"kv_cache: {way['policy']}, {way['says']}: {100 * way['wasted_share']:.1f} % wasted")
 
 
 if __name__ == "__main__":

@@ -109,11 +109,11 @@ def probed(make, device, p):
     """
     try:
         work, amount = make(device, p)
-        found = [rate(work, amount, p.calls) for _ in range(p.repeats)]
+        rates = [rate(work, amount, p.calls) for _ in range(p.repeats)]
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         return {"median": None, "least": None, "most": None, "not_measured": reason}
-    return {"median": statistics.median(found), "least": min(found), "most": max(found), "not_measured": None}
+    return {"median": statistics.median(rates), "least": min(rates), "most": max(rates), "not_measured": None}
 
 
 def best(probes):
@@ -130,15 +130,15 @@ def main():
     device = torch_device()
     name = torch.cuda.get_device_name() if device == "cuda" else f"{machine['cpu']}, {torch.get_num_threads()} threads"
     kinds = PROBES | (ON_A_CPU if device == "cpu" else {})
-    found = {
+    by_limit = {
         limit: {probe: probed(make, device, p) for probe, make in probes.items()} for limit, probes in kinds.items()
     }
-    limits = {limit: best(probes) for limit, probes in found.items()}
+    limits = {limit: best(probes) for limit, probes in by_limit.items()}
     write_metrics(
         results("limits") / "limits.json",
-        {"device": name, "mib": p.mib, "side": p.side, "repeats": p.repeats, **limits, "probes": found},
+        {"device": name, "mib": p.mib, "side": p.side, "repeats": p.repeats, **limits, "probes": by_limit},
     )
-    for limit, probes in found.items():
+    for limit, probes in by_limit.items():
         for probe, measured in probes.items():
             rates = f"{measured['median']:.3g}" if measured["median"] else f"not measured: {measured['not_measured']}"
             print(f"limits: {probe} {rates} {limit.replace('_', ' ')}", flush=True)

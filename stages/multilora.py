@@ -22,7 +22,7 @@ from lib.core.provenance import write_metrics
 from lib.core.stage import UserError, check_bounds, fingerprint, flags, read_json, read_params, results, run, write_json
 from lib.core.work import work_dir
 from lib.multilora.cost import POPULARITY, load_adapter, point, study_rank
-from lib.multilora.isolation import AskedModel, Asking, proof, said
+from lib.multilora.isolation import AskedModel, Asking, format_proof, proof
 from lib.serving.answers import URL
 from lib.serving.process import serving
 from lib.serving.servers import ADAPTERS, SERVERS, Inputs
@@ -98,15 +98,15 @@ def measure_triton(p, images, out):
         precision, environment, words = exactly(read_json(results("machine") / "machine.json"))
         command = server.command([*p.server_options, *words])
         commands[precision] = ["containers/run", images[0], "env", *environment, *command]
-    found = {"proof": {}, "points": []}
+    measured = {"proof": {}, "points": []}
     for precision, command in commands.items():
         log = out / "raw" / f"server-{precision}.log"
         with serving(server, command, log, p.ready_seconds, READY) as (process, _):
-            found["engine"], found["engine_is_stand_in"] = server.engine()
+            measured["engine"], measured["engine_is_stand_in"] = server.engine()
             tasks = {name: task for task, name in TASKS.items()}
             asking = Asking(p, asked_model(), images[1], process, out / "raw")
-            found["proof"][precision] = proof(p, asking, precision, "triton-stream", "127.0.0.1:8001", tasks)
-    return {**found, "server_command": commands["served"]}
+            measured["proof"][precision] = proof(p, asking, precision, "triton-stream", "127.0.0.1:8001", tasks)
+    return {**measured, "server_command": commands["served"]}
 
 
 def with_lora(p, plain, rank, *options):
@@ -149,7 +149,7 @@ def measure_vllm(p, images, out):
     exact = exactly(read_json(results("machine") / "machine.json"))
     ours = max_lora_rank(results("finetune") / name / "adapter" for name in ADAPTERS)
     runs, work = commands(p, images[0], server, exact, ours), working_folder(p, images)
-    found = {"proof": {}, "points": [], "server_command": runs[p.ranks[0]]}
+    measured = {"proof": {}, "points": [], "server_command": runs[p.ranks[0]]}
     for name, command in runs.items():
         try:
             part = of_server(p, server, images[1], name, command, exact[0], work)
@@ -157,11 +157,11 @@ def measure_vllm(p, images, out):
             if name != exact[0]:
                 raise
             part = {"proof": {name: {"not_measured": str(error)}}, "points": []}
-        found["points"] += part.pop("points")
-        found["proof"] |= part.pop("proof")
-        found |= part
+        measured["points"] += part.pop("points")
+        measured["proof"] |= part.pop("proof")
+        measured |= part
     shutil.copytree(work, out / "raw", dirs_exist_ok=True)
-    return found
+    return measured
 
 
 def working_folder(p, images):
@@ -178,8 +178,8 @@ def of_server(p, server, client, name, command, exact, work):
     with serving(server, command, work / f"server-{name}.log", p.ready_seconds, READY) as (process, ready):
         engine, stand_in = server.engine()
         print(f"multilora: {engine}, LoRA {name}, is ready after {ready:.0f} s", flush=True)
-        found = measure_server(p, Asking(p, asked_model(), client, process, work), name, exact)
-        write_json(kept, {**found, "engine": engine, "engine_is_stand_in": stand_in})
+        measured = measure_server(p, Asking(p, asked_model(), client, process, work), name, exact)
+        write_json(kept, {**measured, "engine": engine, "engine_is_stand_in": stand_in})
     return read_json(kept)
 
 
@@ -221,11 +221,11 @@ def main():
     if reason:
         write_not_measured(out / "multilora.json", facts, reason)
         return
-    found = measures[kind](p, images, out)
-    write_metrics(out / "multilora.json", {**facts, **found})
-    for precision, shown in found["proof"].items():
-        print(f"multilora, {precision}: {said(shown)}")
-    if failed := [precision for precision, shown in found["proof"].items() if "not_measured" in shown]:
+    measured = measures[kind](p, images, out)
+    write_metrics(out / "multilora.json", {**facts, **measured})
+    for precision, shown in measured["proof"].items():
+        print(f"multilora, {precision}: {format_proof(shown)}")
+    if failed := [precision for precision, shown in measured["proof"].items() if "not_measured" in shown]:
         raise UserError(f"no proof in {failed[0]}; see {out / 'raw'}/*.log; the same command tries it again and keeps "
                         "all else")  # fmt: skip
     if kind == "vllm":

@@ -160,9 +160,9 @@ def main():
 
     begun, busy = time.strftime("%Y-%m-%d %H:%M:%S"), os.getloadavg()[0]
     todo = [task for task in tasks(p, images) if not not_run(machine, task.words)]
-    found, failed = run_tasks(p, todo, work)
-    listed = rows(p, machine, found, failed, config, rates(limits))
-    cache = next((entry["kv_cache"] for entry in found.values() if entry.get("kv_cache")), None)
+    finished, failed = run_tasks(p, todo, work)
+    listed = rows(p, machine, finished, failed, config, rates(limits))
+    cache = next((entry["kv_cache"] for entry in finished.values() if entry.get("kv_cache")), None)
     out = results("speedups")
     keep_raw(work, out)
     write_metrics(
@@ -180,12 +180,12 @@ def main():
             "published_seconds": published_seconds(listed),
             "vllm_kv_cache": cache,
             "rows": listed,
-            "systems": systems(found, failed),
+            "systems": systems(finished, failed),
         },
     )
     for row in listed:
-        said = row["not_measured"] or f"{row['tokens_per_second']:.2f} tokens/s"
-        print(f"speedups: {row['id']}: {said}")
+        outcome = row["not_measured"] or f"{row['tokens_per_second']:.2f} tokens/s"
+        print(f"speedups: {row['id']}: {outcome}")
     print(f"speedups: {out / 'speedups.json'}")
     if failed:
         raise UserError(f"{len(failed)} of {len(todo)} failed: {', '.join(failed)}; see {out / 'raw'}/*.log; the same "

@@ -100,11 +100,11 @@ def spread(name, values):
     return {name: statistics.median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
-def by_prompt(client, told, prompts):
+def by_prompt(client, answered, prompts):
     """One row a prompt of a client's answers, the first of each left out; a client that does not stream has no TTFT."""
     rows = []
     for number, name in enumerate(prompts):
-        answers = told["answers"][number :: len(prompts)][1:]
+        answers = answered["answers"][number :: len(prompts)][1:]
         firsts = [answer["ttft_seconds"] if CLIENTS[client].streams else None for answer in answers]
         rates = [answer["tokens"] / answer["seconds"] if answer["tokens"] else None for answer in answers]
         rows.append(
@@ -122,10 +122,10 @@ def by_prompt(client, told, prompts):
     return rows
 
 
-def by_case(p, told):
+def by_case(p, answered_loads):
     """One row a BLS case: TTFT, and the tokens of all requests over the wall time."""
     rows = []
-    for (case, model, count, concurrency), answered in zip(bls_cases(p), told[1::2], strict=True):
+    for (case, model, count, concurrency), answered in zip(bls_cases(p), answered_loads[1::2], strict=True):
         row = {"case": case, "model": model, "instances": count, "concurrency": concurrency}
         firsts = spread("ttft_ms", [1000 * answer["ttft_seconds"] for answer in answered["answers"]])
         rate = len(answered["answers"]) * p.bls_tokens / answered["wall_seconds"]
@@ -158,10 +158,10 @@ def measure(p, kind, images, out):
     shutil.rmtree(out / "models", ignore_errors=True)
     told = read_json(told)
     clients = list(CLIENTS_OF[kind])
-    found = {name: by_prompt(name, answered, prompts) for name, answered in zip(clients, told, strict=False)}
+    by_client = {name: by_prompt(name, answered, prompts) for name, answered in zip(clients, told, strict=False)}
     bls = by_case(p, told[len(clients) :]) if kind == "triton" else None
     facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "weights_format": weights, "kv_format": cache}
-    return {**facts, "server_command": command, **found, "bls": bls}
+    return {**facts, "server_command": command, **by_client, "bls": bls}
 
 
 def main():
@@ -186,13 +186,13 @@ def main():
     if reason:
         write_not_measured(out / "streaming.json", facts, reason)
         return
-    found = measure(p, kind, images, out)
-    write_metrics(out / "streaming.json", {**facts, **found})
+    measured = measure(p, kind, images, out)
+    write_metrics(out / "streaming.json", {**facts, **measured})
     for name in CLIENTS_OF[kind]:
-        for row in found[name]:
+        for row in measured[name]:
             first = f"first token after {row['ttft_seconds']:.3f} s, " if row["ttft_seconds"] else ""
             print(f"streaming: {name}, {row['prompt']}: {first}{row['tokens']} tokens in {row['seconds']:.2f} s")
-    for row in found["bls"] or []:
+    for row in measured["bls"] or []:
         rate = f"{row['tokens_per_second']:.1f} tokens/s"
         print(f"streaming: {row['case']}: first token after {row['ttft_ms']:.0f} ms, {rate}")
 

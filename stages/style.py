@@ -106,19 +106,19 @@ def main():
     for method in METHODS:
         need(results("finetune") / method / "adapter", f"finetune@{method}")
 
-    found = {}
+    examined = {}
     for method in ("lora", "qlora"):
         model, tokenizer = load_to_answer(results("base_model") / "model", method)
         if method == "lora":
-            found["base"] = examine(model, tokenizer, rows, p)
+            examined["base"] = examine(model, tokenizer, rows, p)
             print(f"style: the base model has answered {len(rows)} prompts", flush=True)
         model = with_adapter(model, results("finetune") / method / "adapter")
-        found[method] = examine(model, tokenizer, rows, p)
+        examined[method] = examine(model, tokenizer, rows, p)
         print(f"style: {method} has answered", flush=True)
 
     answers = {"dataset": dataset, "reference": [Answer(row["completion"].strip(), False) for row in rows]}
-    answers |= {who: found[who][0] for who in MODELS}
-    measures = score(answers, {who: found[who][1] for who in MODELS}, found["base"][2], p)
+    answers |= {who: examined[who][0] for who in MODELS}
+    measures = score(answers, {who: examined[who][1] for who in MODELS}, examined["base"][2], p)
     if base["weights"] == "random":
         withdraw(measures)
     judged = {pair: verdicts(measures, pair) for pair in PAIRS}

@@ -88,7 +88,7 @@ def check_model(p, config, image, model):
 
 def options(p, rank, count, targets):
     """The file of --extra_llm_api_options; it wins over the command line, and an unknown key is an error there."""
-    found = {
+    settings = {
         "enable_attention_dp": p.attention_dp,
         "cuda_graph_config": {"max_batch_size": p.max_batch_size, "enable_padding": True},
         # A prompt that comes twice would be faster the second time; and /metrics stays empty without the last one.
@@ -96,15 +96,15 @@ def options(p, rank, count, targets):
         "enable_iter_perf_stats": True,
     }
     if p.moe_backend != "none":
-        found["moe_config"] = {"backend": p.moe_backend}
+        settings["moe_config"] = {"backend": p.moe_backend}
     if count:
-        found["lora_config"] = {
+        settings["lora_config"] = {
             "lora_target_modules": sorted(MODULES[target] for target in targets),
             "max_lora_rank": max(p.max_lora_rank, rank),
             "max_loras": count,
             "max_cpu_loras": count,
         }
-    return found
+    return settings
 
 
 def command(p, folder, options_file):

@@ -67,11 +67,11 @@ def model_access(base):
     """(fine, sentence) about where the base model comes from, and its licence."""
     if base["source"] == "random":
         return []  # no weights of anyone's
-    found = [(None, f"licence of the base model: {base['licence']}; read it before you use {base['name']}")]
+    notes = [(None, f"licence of the base model: {base['licence']}; read it before you use {base['name']}")]
     if base["source"] == "hub":
         token = "HF_TOKEN is set" if os.environ.get("HF_TOKEN") else "HF_TOKEN is not set; a gated model needs it"
-        found.append((None, f"Hugging Face: {base['name']} at {base['revision'][:12]}; {token}"))
-    return found
+        notes.append((None, f"Hugging Face: {base['name']} at {base['revision'][:12]}; {token}"))
+    return notes
 
 
 def checklist(profile, cards, free_gb, gib, docker):
@@ -83,7 +83,7 @@ def checklist(profile, cards, free_gb, gib, docker):
     missing = missing_resources(needs, free_gb, gib, cards) + missing_images(images, docker)
     missing += disk_of_images(needs, images, free_gb)
     missing += misfits(params, load_yaml("containers/images.yaml")[profile], len(cards))
-    found = [(False, line) for line in missing]
+    checks = [(False, line) for line in missing]
     lacking = {line.split(":")[0] for line in missing}
     there = {
         "disk": f"disk: {free_gb:.0f} GB free, {needs.disk_gb:g} needed",
@@ -92,22 +92,22 @@ def checklist(profile, cards, free_gb, gib, docker):
         **({"Docker": "Docker: the engine answers"} if pulled else {}),
         **({"image": f"images: {len(set(pulled))} with a digest"} if pulled else {}),
     }
-    found += [(True, line) for name, line in there.items() if name not in lacking]
+    checks += [(True, line) for name, line in there.items() if name not in lacking]
     if pulled:
-        found += [container_toolkit(), *(driver(images, cards) if cards else []), *registry_access(images)]
-    return found + model_access(params["base_model"])
+        checks += [container_toolkit(), *(driver(images, cards) if cards else []), *registry_access(images)]
+    return checks + model_access(params["base_model"])
 
 
 def main():
     profile = sys.argv[1] if len(sys.argv) > 1 else load_yaml("params.yaml")["profile"]
     docker = docker_answers()
     gib = usable_memory_gib()
-    found = checklist(profile, gpus(), shutil.disk_usage(".").free / 1e9, gib, docker)
+    checks = checklist(profile, gpus(), shutil.disk_usage(".").free / 1e9, gib, docker)
     print(f"profile {profile}:")
-    for fine, line in found:
+    for fine, line in checks:
         print(f"  { ({True: 'ok', False: 'MISSING', None: 'note'}[fine]):8}{line}")
     print("What another card should give: `make estimate CARD=a100_sxm MODEL=llama-2-7b FORMAT=bf16 USERS=1,16,64`")
-    if any(fine is False for fine, _ in found):
+    if any(fine is False for fine, _ in checks):
         sys.exit(1)
 
 

@@ -69,20 +69,19 @@ def with_digests(text, resolve):
 
     Returns (text, lines to tell): what was resolved, what has moved, what could not be resolved.
     """
-    told = []
-    for found in sorted({match.groups() for match in REFERENCE.finditer(text)}):
-        name, tag, known = found
+    lines = []
+    for name, tag, known in sorted({match.groups() for match in REFERENCE.finditer(text)}):
         digest = resolve(name, tag)
         if digest is None:
-            told.append(f"{name}:{tag}: not resolved, left as it is")
+            lines.append(f"{name}:{tag}: not resolved, left as it is")
         elif known == "UNRESOLVED":
             text = text.replace(f"{name}:{tag}@sha256:UNRESOLVED", f"{name}:{tag}@{digest}")
-            told.append(f"{name}:{tag}: resolved to {digest}")
+            lines.append(f"{name}:{tag}: resolved to {digest}")
         elif digest != f"sha256:{known}":
-            told.append(f"{name}:{tag}: has moved to {digest}; sha256:{known} stays in use, change it by hand")
+            lines.append(f"{name}:{tag}: has moved to {digest}; sha256:{known} stays in use, change it by hand")
         else:
-            told.append(f"{name}:{tag}: unchanged")
-    return text, told
+            lines.append(f"{name}:{tag}: unchanged")
+    return text, lines
 
 
 def recorded(records, text, manifest_of, today):
@@ -90,21 +89,21 @@ def recorded(records, text, manifest_of, today):
 
     manifest_of(NAME@DIGEST) gives the registry's JSON, or None. One that is recorded already is not asked for again.
     """
-    found = {}
+    entries = {}
     for name, tag, known in sorted({match.groups() for match in REFERENCE.finditer(text)}):
         image, digest = f"{name}:{tag}", f"sha256:{known}"
         if known == "UNRESOLVED":
             continue
         if records.get(image, {}).get("digest") == digest:
-            found[image] = records[image]
+            entries[image] = records[image]
         elif (index := manifest_of(f"{name}@{digest}")) is not None:
             manifests = {None: index} if "layers" in index else platforms(name, index, manifest_of)
             gb = {
                 kind or "unknown": round(sum(part["size"] for part in each["layers"]) / 1e9, 2)
                 for kind, each in manifests.items()
             }
-            found[image] = {"digest": digest, "resolved": today, "gb": gb}
-    return found
+            entries[image] = {"digest": digest, "resolved": today, "gb": gb}
+    return entries
 
 
 def platforms(name, index, manifest_of):
@@ -150,11 +149,11 @@ def ask_registry(name, tag):
     """The tag's digest as its registry gives it now, or None when it does not answer; its client's own words are shown
     then."""
     answer = subprocess.run(resolve_command(name, tag), capture_output=True, text=True)
-    found = re.search(r"sha256:[0-9a-f]{64}$", answer.stdout.strip())
-    if not found:
+    digest = re.search(r"sha256:[0-9a-f]{64}$", answer.stdout.strip())
+    if not digest:
         lines = (answer.stderr or answer.stdout).strip().splitlines()[-3:]
         print(f"{name}:{tag}:", *(lines or ["no output"]), sep="\n| ", file=sys.stderr)
-    return found[0] if found else None
+    return digest[0] if digest else None
 
 
 def compile_environment(folder):
@@ -182,14 +181,14 @@ def lock(with_environments):
     if with_environments:
         lock_environments()
         text = with_locks(text)
-    text, told = with_digests(text, ask_registry)
+    text, lines = with_digests(text, ask_registry)
     IMAGES.write_text(text)
     before = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
     records = recorded(before, text, ask_manifest, datetime.date.today().isoformat())
     if records or before:
         RECORDS.write_text(json.dumps(records, indent=2) + "\n")
-    told += [f"{image}: {record['resolved']}, {record['gb']} GB packed" for image, record in records.items()]
-    print("\n".join(told))
+    lines += [f"{image}: {record['resolved']}, {record['gb']} GB packed" for image, record in records.items()]
+    print("\n".join(lines))
 
 
 def main():

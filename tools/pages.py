@@ -141,7 +141,7 @@ def discrepancies(entries):
 def tables(settled):
     """{name: Markdown} of every table that a page may hold."""
     claims = [public(claim) for claim in settled["claims"]]
-    found = {
+    by_name = {
         "results": headlines(claims),
         "results-ja": headlines_in(load_yaml("data/ja.yaml"), claims),
         "kinds": kinds(claims),
@@ -149,20 +149,20 @@ def tables(settled):
         "discrepancies": discrepancies(load_yaml("data/discrepancies.yaml")),
     }
     for writeup, steps in load_yaml("data/then_and_now.yaml").items():
-        found[f"commands-{writeup}"] = then_and_now(steps)
+        by_name[f"commands-{writeup}"] = then_and_now(steps)
     for writeup in settled["writeups"]:
-        found[f"claims-{writeup['id']}"] = of_writeup([c for c in claims if c["writeup"] == writeup["id"]])
-    return found
+        by_name[f"claims-{writeup['id']}"] = of_writeup([c for c in claims if c["writeup"] == writeup["id"]])
+    return by_name
 
 
-def filled(text, made, where):
+def filled(text, contents, where):
     """The page with every table anew; UserError for marks that do not pair up or name no table."""
     blocks = BLOCK.findall(text)
     if len(MARK.findall(text)) != 2 * len(blocks):
         raise UserError(f"{where}: want the marks <!-- NAME:begin --> and <!-- NAME:end --> in pairs, in this order")
-    if unknown := [name for _, name, _ in blocks if name not in made]:
-        raise UserError(f"{where}: there is no table {unknown[0]!r}; there are {', '.join(made)}")
-    return BLOCK.sub(lambda block: f"{block[1]}{made[block[2]]}\n{block[3]}", text)
+    if unknown := [name for _, name, _ in blocks if name not in contents]:
+        raise UserError(f"{where}: there is no table {unknown[0]!r}; there are {', '.join(contents)}")
+    return BLOCK.sub(lambda block: f"{block[1]}{contents[block[2]]}\n{block[3]}", text)
 
 
 def pages():
@@ -171,10 +171,10 @@ def pages():
 
 def main():
     settled = read_json(results("claims") / "claims.json")
-    made = tables(settled)
-    texts = {path: filled(path.read_text(), made, path) for path in pages()}
+    contents = tables(settled)
+    texts = {path: filled(path.read_text(), contents, path) for path in pages()}
     shown = {name for text in texts.values() for _, name, _ in BLOCK.findall(text)}
-    if missing := [name for name in made if name not in shown]:
+    if missing := [name for name in contents if name not in shown]:
         raise UserError(f"no page has the marks of the table {missing[0]!r}; put them back where it belongs")
     for path, text in texts.items():
         path.write_text(text)

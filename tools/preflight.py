@@ -135,42 +135,42 @@ def misfit_engine(p, lora, gpu_count, served=None):
 
     served: repository.engine_variant where that engine is to be served, else None.
     """
-    found = []
+    lines = []
     if served and (p.route == "none" or served not in p.variants):
         built = "none" if p.route == "none" else ", ".join(p.variants)
-        found.append(
+        lines.append(
             f"engine: repository.engine_variant is {served}, built are {built}: engine.route and engine.variants"
         )
     if p.route == "none":
-        return found
+        return lines
     types = sorted({with_variant(p, variant).dtype for variant in p.variants})
     if len(types) > 1:
-        found.append(f"engine: engine.dtype is {' and '.join(types)}; the adapters are stored in one of them")
+        lines.append(f"engine: engine.dtype is {' and '.join(types)}; the adapters are stored in one of them")
     for variant in p.variants:
         settings = with_room(with_variant(p, variant), lora.r)
         reasons = adapter_misfits(lora.target_modules, lora.r, settings.lora_target_modules, settings.max_lora_rank)
-        found += [f"engine {variant}: the adapters do not fit: {reason}" for reason in reasons]
+        lines += [f"engine {variant}: the adapters do not fit: {reason}" for reason in reasons]
         if gpu_count and settings.tp_size > gpu_count:
-            found.append(f"engine {variant}: engine.tp_size is {settings.tp_size}, this machine has {gpu_count} GPUs")
-    return found
+            lines.append(f"engine {variant}: engine.tp_size is {settings.tp_size}, this machine has {gpu_count} GPUs")
+    return lines
 
 
 def misfit_serve(p, image, gpu_count):
     """Why trtllm-serve could not start in its image."""
-    found = [reason] if (reason := misfit_moe(p, image)) else []
+    reasons = [reason] if (reason := misfit_moe(p, image)) else []
     if gpu_count and p.tp_size > gpu_count:
-        found.append(f"trtllm_serve: trtllm_serve.tp_size is {p.tp_size}, this machine has {gpu_count} GPUs")
-    return found
+        reasons.append(f"trtllm_serve: trtllm_serve.tp_size is {p.tp_size}, this machine has {gpu_count} GPUs")
+    return reasons
 
 
 def misfits(params, images, gpu_count):
     """What of params.yaml cannot be served as it stands, a line each; both of TensorRT-LLM's servers."""
     lora, served = Lora(**params["lora"]), params["repository"]
     variant = served["engine_variant"] if served["engine"] == "tensorrtllm" else None
-    found = misfit_engine(Engine(**params["engine"]), lora, gpu_count, variant)
+    reasons = misfit_engine(Engine(**params["engine"]), lora, gpu_count, variant)
     if "trtllm" in started_servers(params["bench"]):
-        found += misfit_serve(TrtllmServe(**params["trtllm_serve"]), images["trtllm"], gpu_count)
-    return found
+        reasons += misfit_serve(TrtllmServe(**params["trtllm_serve"]), images["trtllm"], gpu_count)
+    return reasons
 
 
 def to_rebuild(image):

@@ -26,8 +26,8 @@ def describe(image):
     if record(image).exists():
         return
     print(f"first use of {image}: looking at what it has inside", flush=True)
-    found = look(image)
-    other = [line for role in roles(image) for line in differences(role, found)]
+    seen = look(image)
+    other = [line for role in roles(image) for line in differences(role, seen)]
     print(*(f"{image}: {line}" for line in other), f"what it has inside: {record(image)}", sep="\n", flush=True)
 
 

@@ -41,8 +41,11 @@ def offline(model):
         seconds = time.monotonic() - begun
         for answer in answers:
             print(f"> {answer.prompt}\n{answer.outputs[0].text.strip()}\n")
-        made = sum(len(answer.outputs[0].token_ids) for answer in answers)
-        print(f"{len(prompts)} answered in {seconds:.2f} s: {made} tokens, {made / seconds:.1f} tokens/s\n", flush=True)
+        tokens = sum(len(answer.outputs[0].token_ids) for answer in answers)
+        print(
+            f"{len(prompts)} answered in {seconds:.2f} s: {tokens} tokens, {tokens / seconds:.1f} tokens/s\n",
+            flush=True,
+        )
 
 
 def online(image, options, ready_seconds, log):

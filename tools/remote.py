@@ -37,11 +37,11 @@ def connect(server, url, adapter, folder):
     return CLIENTS[server](url, results("base_model") / "model", adapters)
 
 
-def as_sentence(told, client, limit):
+def as_sentence(timing, client, limit):
     """What was measured of one answer that came from a server."""
-    tokens, first, seconds = told["tokens"], told["ttft_seconds"], told["seconds"]
-    made = f"{'' if client.streams else 'about '}{tokens} token{'' if tokens == 1 else 's'}"
-    words = [f"{made} ({client.counts})"] if tokens else []
+    tokens, first, seconds = timing["tokens"], timing["ttft_seconds"], timing["seconds"]
+    count = f"{'' if client.streams else 'about '}{tokens} token{'' if tokens == 1 else 's'}"
+    words = [f"{count} ({client.counts})"] if tokens else []
     if first and client.streams:
         words.append(f"the first after {first:.3f} s")
         if tokens and tokens > 1 and seconds > first:
@@ -50,14 +50,14 @@ def as_sentence(told, client, limit):
         words.append(f"all at once after {first:.3f} s")
         if tokens:
             words.append(f"{tokens / seconds:.1f} tokens/s")
-    words += ["stopped"] * told["stopped"] + ["cut at chat.max_new_tokens"] * (client.streams and tokens == limit)
+    words += ["stopped"] * timing["stopped"] + ["cut at chat.max_new_tokens"] * (client.streams and tokens == limit)
     return ", ".join(words)
 
 
 def reply(client, prompt, adapter, p):
     """One answer on stdout as it comes, what was measured of it on stderr."""
     asked = Request(prompt, adapter, p.max_new_tokens, 0, p.temperature, p.top_p, p.seed)
-    told = timed(client.pieces(asked), lambda text: show(pictured(text)))
+    timing = timed(client.pieces(asked), lambda text: show(pictured(text)))
     print(flush=True)
-    say_dim(as_sentence(told, client, p.max_new_tokens))
-    return told
+    say_dim(as_sentence(timing, client, p.max_new_tokens))
+    return timing

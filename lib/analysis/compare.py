@@ -26,8 +26,8 @@ def noise(runs, name, every=False):
     spread = [0.0]
     for run in runs:
         for point in run["points"]:
-            found = repeated(point, name, every)
-            spread += [abs(figure / statistics.median(found) - 1) for figure in found]
+            figures = repeated(point, name, every)
+            spread += [abs(figure / statistics.median(figures) - 1) for figure in figures]
     return max(spread)
 
 
@@ -39,9 +39,9 @@ def compared(above, below, name, floor, names, every=False):
     pair = [repeated(point, name, every) for point in (above, below)]
     if not all(every or point["valid"] for point in (above, below)) or not all(pair):
         return None
-    found = ratio(*pair)
-    if found["low"] is None:
-        return {**found, "verdict": NO_INTERVAL}
-    if found["low"] <= 1 <= found["high"] or abs(found["ratio"] - 1) <= floor:
-        return {**found, "verdict": SAME_SPEED}
-    return {**found, "verdict": f"{names[0] if found['ratio'] > 1 else names[1]} higher"}
+    quotient = ratio(*pair)
+    if quotient["low"] is None:
+        return {**quotient, "verdict": NO_INTERVAL}
+    if quotient["low"] <= 1 <= quotient["high"] or abs(quotient["ratio"] - 1) <= floor:
+        return {**quotient, "verdict": SAME_SPEED}
+    return {**quotient, "verdict": f"{names[0] if quotient['ratio'] > 1 else names[1]} higher"}

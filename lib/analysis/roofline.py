@@ -160,8 +160,8 @@ def parts(work, machine):
 
 def seconds(work, machine):
     """The least time for some work: moving and computing may overlap, so the longer of the two; None as in parts()."""
-    found = parts(work, machine)
-    return found and max(found.values())
+    times = parts(work, machine)
+    return times and max(times.values())
 
 
 def closed_loop(config, weights, kv, machine, concurrency, input_tokens, output_tokens):

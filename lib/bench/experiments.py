@@ -188,10 +188,10 @@ def seconds_of(budget):
     """A time such as 90s, 30m or 2h in seconds; None for none; UserError for anything else."""
     if not budget:
         return None
-    found = re.fullmatch(r"(\d+)([smh])", budget)
-    if not found:
+    match = re.fullmatch(r"(\d+)([smh])", budget)
+    if not match:
         raise UserError(f"BUDGET is {budget!r}; write a number and s, m or h, such as 30m")
-    return int(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 class Clock:

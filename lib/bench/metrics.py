@@ -16,25 +16,25 @@ def named_as_points(numbers):
     return {name.replace("tpot", "itl"): value for name, value in numbers.items() if name not in left_out}
 
 
-def correct(read, made, watts):
-    """A client's point by the server's own count of tokens a request, `made`; the client's numbers stay as client_NAME.
+def correct(read, server_tokens, watts):
+    """A client's point by the server's own count of tokens a request; the client's numbers stay as client_NAME.
 
     genai-perf tokenises an answer again and may count other tokens than the server made. Both counts are means over the
     requests, and so is the factor: a client's ITL is (latency - TTFT) / (tokens - 1), and tokens/s a user its inverse
-    (NVIDIA's ITL is vLLM's TPOT). made None: nothing is corrected. tokens_per_joule takes the GPUs' mean power,
+    (NVIDIA's ITL is vLLM's TPOT). server_tokens None: nothing is corrected. tokens_per_joule takes the GPUs' mean power,
     `watts`.
     """
     point = {**read, **{f"client_{name}": read[name] for name in read if is_corrected(name)}}
     client, rate = read["output_tokens"], None
-    if made is not None:
-        rate = made * read["requests_per_second"]
-        point |= {"output_tokens": made, "output_tokens_per_second": rate}
-        if client and min(client, made) > 1:
-            factor = (client - 1) / (made - 1)
+    if server_tokens is not None:
+        rate = server_tokens * read["requests_per_second"]
+        point |= {"output_tokens": server_tokens, "output_tokens_per_second": rate}
+        if client and min(client, server_tokens) > 1:
+            factor = (client - 1) / (server_tokens - 1)
             for name in filter(is_corrected, read):
                 if read[name] is not None and name.startswith(("itl_ms", "per_user")):
                     point[name] = read[name] * factor if name.startswith("itl_ms") else read[name] / factor
-    return {**point, "tokens_counted_by": "client" if made is None else "server",
+    return {**point, "tokens_counted_by": "client" if server_tokens is None else "server",
             "tokens_per_joule": rate / watts if rate is not None and watts else None}  # fmt: skip
 
 

@@ -22,7 +22,7 @@ NOT_STARTED = {"engine": None, "engine_is_stand_in": False, "weights_format": No
 
 def publish(out, work, p, server_name, asked):
     """The points of one server, summed up over their repeats; asked: what_was_asked."""
-    made, groups = work / "servers" / f"{server_name}.json", {}
+    facts_file, groups = work / "servers" / f"{server_name}.json", {}
     for _, group in visits(p):
         for point in group:
             if point.server == server_name and (work / "points" / f"{point}.json").exists():
@@ -31,7 +31,7 @@ def publish(out, work, p, server_name, asked):
     wanted = len(p.lengths) * len(p.concurrency) * len(p.variants) * p.repeats
     got = sum(len(group) for group in groups.values())
     short = None if got == wanted else f"{BUDGET_ENDED} {got} of {wanted} measurements"
-    facts = {**asked, **(read_json(made) if made.exists() else NOT_STARTED)}
+    facts = {**asked, **(read_json(facts_file) if facts_file.exists() else NOT_STARTED)}
     write_metrics(
         out / server_name / "points.json", {"schema": SCHEMA, **facts, "not_measured": short, "points": summed}
     )

@@ -67,7 +67,7 @@ def measure(p, server, point, images, process, strangers, work):
     read, seen = metrics.named_as_points(client.read(raw)), watch.summary()
     beside = len(p.servers) - 1 if p.together else 0
     checks = certificate(read, asked, counted, seen, strangers, client.latencies(raw), beside)
-    found = {
+    record = {
         "concurrency": point.concurrency,
         "input_tokens_asked": point.input_tokens,
         "output_tokens_asked": point.output_tokens,
@@ -84,8 +84,8 @@ def measure(p, server, point, images, process, strangers, work):
         "checks": checks,
         "refused_tries": refused_tries(path),
     }
-    write_json(path, found)
-    return found
+    write_json(path, record)
+    return record
 
 
 def refused_tries(path):
@@ -97,8 +97,8 @@ def refused_tries(path):
 def finished(work, point):
     """The point as it was measured; None where it is missing, or not valid and could be: it is measured (again)."""
     path = work / "points" / f"{point}.json"
-    found = read_json(path) if path.exists() else None
-    return found if found and (found["valid"] or never_valid(found["checks"])) else None
+    record = read_json(path) if path.exists() else None
+    return record if record and (record["valid"] or never_valid(record["checks"])) else None
 
 
 def missing(plan, work):
@@ -138,12 +138,12 @@ def measure_groups(name, p, inputs, images, work, clock, left, deadline, running
                 if time.monotonic() > deadline:
                     break
                 begun = time.monotonic()
-                found = measure(p, server, point, images, process, strangers, work)
+                record = measure(p, server, point, images, process, strangers, work)
                 clock.seconds["points"][key_of(point)] = time.monotonic() - begun
                 write_json(clock.path, clock.seconds)
                 rest = [(server_name, [other for other in group if not finished(work, other)]), *left[1:]]
                 where = f"{name}, {server_name}, repeat {point.repeat}"
-                print(f"{where}: {metrics.format_line(found)}{about(clock.left(rest, 1))}", flush=True)
+                print(f"{where}: {metrics.format_line(record)}{about(clock.left(rest, 1))}", flush=True)
         left = left[1:]
 
 
@@ -200,13 +200,13 @@ def note_start(name, p, server, server_name, command, ready, work, clock):
     engine, is_stand_in = server.engine()
     weights, cache = server.formats(p.options(server_name))
     facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "weights_format": weights, "kv_format": cache}
-    told = {"server_ready_seconds": round(ready, 1), "server_command": command}
-    write_json(work / "servers" / f"{server_name}.json", facts | told)
+    start = {"server_ready_seconds": round(ready, 1), "server_command": command}
+    write_json(work / "servers" / f"{server_name}.json", facts | start)
     clock.seconds["ready"][server_name] = ready
     print(f"{name}: {engine} is ready after {ready:.0f} s", flush=True)
 
 
-def measured(out, name, asked, inputs, images):
+def measure_experiment(out, name, asked, inputs, images):
     """Run the experiment to its end, or to the end of BUDGET, and write what there is."""
     work = work_dir(f"bench-{name}", key(asked, name, images))
     try:

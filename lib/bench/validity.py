@@ -60,8 +60,8 @@ def requests(point, asked):
 
 def length(which, counted, clients, wanted):
     """The server's count decides: a client tokenises the text again, which may have another spelling in tokens."""
-    made = per_request(counted, f"{which}_tokens")
-    who, tokens = ("the client counted", clients) if made is None else ("the server counted", made)
+    server_tokens = per_request(counted, f"{which}_tokens")
+    who, tokens = ("the client counted", clients) if server_tokens is None else ("the server counted", server_tokens)
     if tokens is None:
         return "unknown", f"neither server nor client counted {which} tokens"
     reason = f"{who} {tokens:.2f} {which} tokens a request, {wanted} were asked for"

@@ -34,8 +34,8 @@ def lookup(data, key):
         data = next((data[key] for key in name.split("|") if key in data), None) if isinstance(data, dict) else None
         if where:
             wanted = [condition.split("=") for condition in where.split(",")]
-            found = (entry for entry in data or [] if all(str(entry.get(key)) == value for key, value in wanted))
-            data = next(found, None)
+            matching = (entry for entry in data or [] if all(str(entry.get(key)) == value for key, value in wanted))
+            data = next(matching, None)
         if isinstance(data, dict) and data.get("valid") is False:
             raise ValueError("; ".join(data.get("invalid_reasons") or ["no reason given"]))
     return data
@@ -63,8 +63,8 @@ def run_facts(folder):
 
 def variants(folder):
     """The endings of a run's fine-tuning folders: first "" for lora and qlora, "-published" for lora-published."""
-    found = {path.name.partition("lora")[2] for path in folder.glob("finetune/*lora*/")} | {""}
-    return sorted(found, key=lambda variant: (variant not in ("", "-published"), variant))
+    ranks = {path.name.partition("lora")[2] for path in folder.glob("finetune/*lora*/")} | {""}
+    return sorted(ranks, key=lambda variant: (variant not in ("", "-published"), variant))
 
 
 def as_list(value):

@@ -32,7 +32,7 @@ def statistics(values):
     }
 
 
-def known(requests):
+def true_numbers(requests):
     """What a client that makes no mistake says of the requests that the mock wrote down: our names -> ms, tokens/s."""
     measured = {name: [] for name in TIMES}
     for request in requests:
@@ -42,8 +42,10 @@ def known(requests):
         measured["itl_ms"] += [1000 * gap for gap in np.diff(written)]
         measured["request_latency_ms"].append(1000 * (written[-1] - arrived))
     tokens = sum(len(request["written"]) for request in requests)
-    found = {f"{name}_{statistic}": value for name in TIMES for statistic, value in statistics(measured[name]).items()}
-    return found | {"output_tokens_per_second": tokens / load_seconds(requests)}
+    numbers = {
+        f"{name}_{statistic}": value for name in TIMES for statistic, value in statistics(measured[name]).items()
+    }
+    return numbers | {"output_tokens_per_second": tokens / load_seconds(requests)}
 
 
 def load_seconds(requests):
@@ -77,18 +79,18 @@ def wrong(load, requests):
     return reasons
 
 
-def judged(load, said, seconds, requests):
+def judge_run(load, reported, seconds, requests):
     """One run beside what the mock wrote; error: what the client said less what was so, None where it says nothing."""
     reasons = wrong(load, requests)
     # Whatever came in between, as if the load had been the whole run.
     complete = [request for request in requests if len(request["written"]) > 1]
     if not complete:
         raise UserError(f"{load.folder}: no answer was written; what the client printed lies beside it")
-    truth = known(complete)
-    error = {name: None if said[name] is None else said[name] - truth[name] for name in COMPARED}
+    truth = true_numbers(complete)
+    error = {name: None if reported[name] is None else reported[name] - truth[name] for name in COMPARED}
     busy = load_seconds(complete)
     return {
-        "said": said,
+        "said": reported,
         "known": truth,
         "error": error,
         "error_percent": {
@@ -102,7 +104,7 @@ def judged(load, said, seconds, requests):
     }
 
 
-def counted(load, before, after):
+def server_counts(load, before, after):
     """What vLLM counted between two readings, a request; whether that is the load that was asked for."""
     more = {name: after[name] - before[name] for name in COUNTERS if name in before and name in after}
     requests = more.pop("requests", 0)

@@ -31,11 +31,11 @@ def item_values(foreach, key):
 def fill_in(text, values):
     """The text with ${NAME} replaced; NAME is one of `values` or, with dots, a key of params.yaml."""
 
-    def value(found):
-        if found[1] in values:
-            return str(values[found[1]])
+    def value(match):
+        if match[1] in values:
+            return str(values[match[1]])
         node = load_yaml("params.yaml")
-        for part in found[1].split("."):
+        for part in match[1].split("."):
             node = node[part]
         return str(node)
 

@@ -35,9 +35,9 @@ class Allocator:
         size = max(-(-size // ROUND), 1) * ROUND
         small = size <= MIB
         pool = self.free_blocks[small]
-        found = bisect_left(pool, (size, -1))
-        if found < len(pool):
-            block = pool.pop(found)[2]
+        place = bisect_left(pool, (size, -1))
+        if place < len(pool):
+            block = pool.pop(place)[2]
             block.free = False
         else:
             block = self.new_segment(size, small)

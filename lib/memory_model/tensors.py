@@ -50,9 +50,9 @@ class Memory(Allocator):
 
     def take_peak(self):
         """{allocated, reserved, terms} of the highest point since the last call."""
-        found = {"allocated": self.peak, "reserved": self.reserved, "terms": self.at_peak}
+        peak = {"allocated": self.peak, "reserved": self.reserved, "terms": self.at_peak}
         self.peak, self.at_peak = self.allocated, dict(self.live)
-        return found
+        return peak
 
 
 class Tensor:

@@ -89,13 +89,13 @@ def rehearse(config, lora, method, p, rows):
     rehearsal, phases = Rehearsal(shape_of(config), setting_of(method, p, lora)), {}
 
     def mark(phase):
-        found, old = rehearsal.memory.take_peak(), phases.get(phase)
-        highest = old if old and old["allocated_bytes"] >= found["allocated"] else None
+        new, old = rehearsal.memory.take_peak(), phases.get(phase)
+        highest = old if old and old["allocated_bytes"] >= new["allocated"] else None
         phases[phase] = {
-            "allocated_bytes": highest["allocated_bytes"] if highest else found["allocated"],
-            "reserved_bytes": found["reserved"],
-            "process_bytes": found["reserved"] + CONTEXT,
-            "terms": highest["terms"] if highest else found["terms"],
+            "allocated_bytes": highest["allocated_bytes"] if highest else new["allocated"],
+            "reserved_bytes": new["reserved"],
+            "process_bytes": new["reserved"] + CONTEXT,
+            "terms": highest["terms"] if highest else new["terms"],
         }
 
     rehearsal.load()
@@ -130,18 +130,20 @@ def predict_variants(config, lora, p, rows):
 
     All are drawn with the stage's own seed: another order of the rows is no other setting.
     """
-    found, known = {}, {}
+    predictions, known = {}, {}
     for variant in [method + suffix for suffix in ("", *(f"-{name}" for name in p.definitions)) for method in METHODS]:
         method, patched = with_variant(p, variant)
         if patched.sharded:
-            found[variant] = {"not_predicted": "each GPU holds a part of the model, for a time a whole layer"}
+            predictions[variant] = {"not_predicted": "each GPU holds a part of the model, for a time a whole layer"}
             continue
         if state_sizes(patched.optimizer, 1) is None:
-            found[variant] = {"not_predicted": f"the state of the optimiser {patched.optimizer} is not known here"}
+            predictions[variant] = {
+                "not_predicted": f"the state of the optimiser {patched.optimizer} is not known here"
+            }
             continue
         patched, lengths = replace(patched, seed=p.seed), rows[patched.template]
         key = repr([setting_of(method, patched, lora), *rehearsal_plan(patched, lengths)])
         if key not in known:
             known[key] = rehearse(config, lora, method, patched, lengths)
-        found[variant] = known[key]
-    return found
+        predictions[variant] = known[key]
+    return predictions

@@ -30,5 +30,5 @@ def continuations(model, tokenizer, texts, p, streamer=None):
     torch.manual_seed(p.seed)
     with torch.inference_mode():
         output = model.generate(**batch, **limits, **how, eos_token_id=tokenizer.eos_token_id, streamer=streamer)
-    made = output[:, batch.input_ids.shape[1] :].tolist()
-    return [ids[: ids.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in ids else ids for ids in made]
+    tokens = output[:, batch.input_ids.shape[1] :].tolist()
+    return [ids[: ids.index(tokenizer.eos_token_id) + 1] if tokenizer.eos_token_id in ids else ids for ids in tokens]

@@ -51,14 +51,14 @@ def point(p, asking, name, names, popularity):
     # Every adapter once before: bringing it in is no part of the speed.
     first = {request.adapter: request for request in measured}.values()
     loads = [load("vllm", URL, asking.inputs.model, each, p.concurrency) for each in ([*first, *warm], measured)]
-    told = asking.ask(name, loads)[1]
-    firsts = [1000 * answer["ttft_seconds"] for answer in told["answers"]]
-    made = sum(answer["tokens"] for answer in told["answers"])
+    answered = asking.ask(name, loads)[1]
+    firsts = [1000 * answer["ttft_seconds"] for answer in answered["answers"]]
+    tokens = sum(answer["tokens"] for answer in answered["answers"])
     return {
         "requests": len(measured),
         "adapters_asked_for": len({request.adapter for request in measured} - {None}),
-        "output_tokens": made / len(measured),
-        "output_tokens_per_second": made / told["wall_seconds"],
+        "output_tokens": tokens / len(measured),
+        "output_tokens_per_second": tokens / answered["wall_seconds"],
         "ttft_ms_p50": statistics.median(firsts),
         "ttft_ms_max": max(firsts),
         **memory(asking.process),
@@ -92,8 +92,8 @@ def resident_mib(process):
 def kv_tokens(text):
     """Blocks of vLLM's KV cache times their tokens, out of its metrics; None where they do not tell."""
     facts = re.search(r"^vllm:cache_config_info{(.*)}", text, re.MULTILINE)
-    told = dict(re.findall(r'(\w+)="(\d+)"', facts[1])) if facts else {}
-    sizes = [int(told[name]) for name in ("num_gpu_blocks", "block_size") if name in told]
+    labels = dict(re.findall(r'(\w+)="(\d+)"', facts[1])) if facts else {}
+    sizes = [int(labels[name]) for name in ("num_gpu_blocks", "block_size") if name in labels]
     return sizes[0] * sizes[1] if len(sizes) == 2 else None
 
 
@@ -119,15 +119,15 @@ def study_rank(p, asking, rank):
             loaded.append(load_adapter(f"random-{number}", random_ones / str(number)))
             names.append(f"random-{number}")
         for popularity in p.popularity if count > 1 else p.popularity[:1]:
-            found = point(p, asking, f"{popularity}-{count}-{rank}", names, popularity)
+            measured = point(p, asking, f"{popularity}-{count}-{rank}", names, popularity)
             points.append({"variant": "adapters", "adapters": count, "popularity": popularity, **same,
-                           "load_seconds": statistics.median(loaded), **found})  # fmt: skip
-            print(f"multilora: {told(points[-1])}", flush=True)
+                           "load_seconds": statistics.median(loaded), **measured})  # fmt: skip
+            print(f"multilora: {format_line(points[-1])}", flush=True)
     shutil.rmtree(random_ones)  # the seed makes them again
     return points
 
 
-def told(point):
+def format_line(point):
     adapters = f"{point['adapters']} adapters of rank {point['rank']}, {point['popularity']}"
     who = adapters if point["adapters"] else point["variant"]
     return f"{who}: {point['output_tokens_per_second']:.1f} tokens/s, first token after {point['ttft_ms_p50']:.0f} ms"

@@ -41,9 +41,9 @@ class Asking:
     def ask(self, name, loads):
         """What stages/workers/stream_client.py gives of each load."""
         write_json(self.out / f"{name}.ask.json", loads)
-        told = self.out / f"{name}.told.json"
-        self.client(name, "-m", "stages.workers.stream_client", self.out / f"{name}.ask.json", told)
-        return read_json(told)
+        answers = self.out / f"{name}.told.json"
+        self.client(name, "-m", "stages.workers.stream_client", self.out / f"{name}.ask.json", answers)
+        return read_json(answers)
 
 
 def proof(p, asking, precision, client, url, adapters):
@@ -78,7 +78,7 @@ def compared(rows):
     }
 
 
-def said(proof):
+def format_proof(proof):
     """A proof in one line."""
     if "not_measured" in proof:
         return f"not measured: {proof['not_measured']}"

@@ -49,11 +49,11 @@ class Watch:
         """Means over the load: batch size, queue, CPU cores used by client, server and everything else, and the GPUs'
         watts, clocks and temperature. None: not measured."""
         samples = self.loaded()
-        found = {name: mean([sample.get(name) for sample in samples]) for name in ("running", "waiting")}
+        means = {name: mean([sample.get(name) for sample in samples]) for name in ("running", "waiting")}
         return {
-            "batch_mean": found["running"],
+            "batch_mean": means["running"],
             "batch_max": max((sample["running"] for sample in samples if "running" in sample), default=None),
-            "queue_mean": found["waiting"],
+            "queue_mean": means["waiting"],
             **cores(samples),
             **gpu_summary([sample["gpus"] for sample in samples if "gpus" in sample]),
         }

@@ -161,10 +161,10 @@ class Vllm:
         if self.model != "lora":
             return {}
         folders = {name: self.inputs.finetune / name / "adapter" for name in ADAPTERS}
-        made = {name: folder for name, folder in folders.items() if (folder / "adapter_config.json").exists()}
-        if self.model not in made:
+        present = {name: folder for name, folder in folders.items() if (folder / "adapter_config.json").exists()}
+        if self.model not in present:
             raise UserError(f"{folders[self.model]}: no adapter there; `{REPRO} finetune` makes it")
-        return made
+        return present
 
     def not_built(self):
         return None

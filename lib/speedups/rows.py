@@ -37,9 +37,9 @@ def rates_of(answers):
 
 def summed(answers):
     """{tokens_per_second, interval}: the mean over answers, as the writeup takes it, with its 95 % interval."""
-    found = rates_of(answers)
-    known = len(found) >= REPEATS_NEEDED
-    return {"tokens_per_second": statistics.mean(found), "interval": interval(found, "mean") if known else None}
+    rates = rates_of(answers)
+    known = len(rates) >= REPEATS_NEEDED
+    return {"tokens_per_second": statistics.mean(rates), "interval": interval(rates, "mean") if known else None}
 
 
 def cpu_per_token(answers):
@@ -57,9 +57,9 @@ def row(result, config, machine_rates):
     tokens = statistics.mean(answer["tokens"] for answer in answers)
     weights = METHODS[result["method"]].weights
     limit = closed_loop(config, weights, "bf16", machine_rates, 1, result["prompt_tokens"], max(2, round(tokens)))
-    best, made = limit["apart_tokens_per_second"], summed(answers)
+    best, speed = limit["apart_tokens_per_second"], summed(answers)
     return {
-        **made,
+        **speed,
         "answers": len(answers),
         "prompt_tokens": result["prompt_tokens"],
         "output_tokens": tokens,
@@ -72,40 +72,40 @@ def row(result, config, machine_rates):
         "dtype": result["dtype"],
         "compiled_graphs": result["compiled_graphs"],
         "limit_tokens_per_second": best,
-        "share_of_limit": made["tokens_per_second"] / best if best else None,
+        "share_of_limit": speed["tokens_per_second"] / best if best else None,
         "image": result["made_by"]["image"],
         "versions": result["made_by"]["versions"],
     }
 
 
-def rows(p, machine, found, failed, config, machine_rates):
+def rows(p, machine, results, failed, config, machine_rates):
     """Every method in each of its variants, measured or not, with its speed over that of `none` in the same variant.
 
-    found: {task: its result}; failed: {task: why it has none}.
+    results: {task: its result}; failed: {task: why it has none}.
     """
     listed = []
     for variant in p.variants:
-        plain = found.get(f"none-{variant}")
+        plain = results.get(f"none-{variant}")
         for method, entry in METHODS.items():
             if variant == "published" and method not in PUBLISHED:
                 continue
             name = f"{method}-{variant}"
             listed.append({"id": name, "method": method, "variant": variant, "says": entry.says, "not_measured": None})
-            if name not in found:
+            if name not in results:
                 left_out = failed.get(name, f"params.yaml: speedups.methods has no {method}")
                 listed[-1]["not_measured"] = not_run(machine, {"method": method, "variant": variant}) or left_out
                 continue
-            listed[-1] |= row(found[name], config, machine_rates)
+            listed[-1] |= row(results[name], config, machine_rates)
             listed[-1]["over_none"] = plain and ratio(
-                rates_of(found[name]["answers"]), rates_of(plain["answers"]), "mean"
+                rates_of(results[name]["answers"]), rates_of(plain["answers"]), "mean"
             )
     return listed
 
 
-def systems(found, failed):
+def systems(results, failed):
     """Every system's throughput on the same prompts, and how many times that of Transformers' static batches it is;
-    found and failed as in rows()."""
-    entries = {name: found.get(f"batch-{name}") for name in SYSTEMS}
+    results and failed as in rows()."""
+    entries = {name: results.get(f"batch-{name}") for name in SYSTEMS}
     measured = {name: entry for name, entry in entries.items() if entry}
     if len({entry["prompts_sha256"] for entry in measured.values()}) > 1:
         raise UserError("the systems were not given the same prompts: do their tokenizers differ?")

@@ -29,7 +29,7 @@ class Task:
 
 def tasks(p, images):
     """Every task of the parameters, those of one environment together."""
-    found = []
+    listed = []
     for variant in p.variants:
         for method in p.methods:
             if variant == "published" and method not in PUBLISHED:
@@ -37,13 +37,13 @@ def tasks(p, images):
             words = p.method_task(method, variant)
             image = images["vllm" if method == "vllm" else "pytorch"]
             lines = words["warmup"] + p.answers
-            found.append(Task(f"{method}-{variant}", "stages.workers.generate_one", image, words, lines))
+            listed.append(Task(f"{method}-{variant}", "stages.workers.generate_one", image, words, lines))
     for system in p.batch_systems:
         image = images["vllm" if system == "vllm" else p.batch_environment]
-        found.append(
+        listed.append(
             Task(f"batch-{system}", "stages.workers.generate_batches", image, p.batch_task(system), p.batch_repeats)
         )
-    return found
+    return listed
 
 
 class Progress:

@@ -30,7 +30,7 @@ def post(url, body):
     try:
         return open_url(request, timeout=SILENCE_SECONDS)
     except urllib.error.HTTPError as error:
-        said = " ".join(error.read().decode(errors="replace").split())
-        raise UserError(f"{url}: {error.code} {said[:500]}") from None
+        answer = " ".join(error.read().decode(errors="replace").split())
+        raise UserError(f"{url}: {error.code} {answer[:500]}") from None
     except OSError as error:
         raise UserError(f"{url}: {getattr(error, 'reason', error)}") from None

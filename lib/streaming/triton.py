@@ -77,13 +77,13 @@ class TritonStream:
         ids = ids[1:] if ids[:2] == [self.bos, self.bos] else ids
         inputs = {self.names.get(name, name): value for name, value in triton_inputs(asked, self.tasks).items()}
         inputs |= {"input_lengths": len(ids), "end_id": self.end, "pad_id": self.end, "streaming": True}
-        made, text = [], Text(self.tokenizer.decode)
+        tokens, text = [], Text(self.tokenizer.decode)
         for result in self.responses({"input_ids": ids, **inputs}):
             # A row may be padded, and may hold no token; neither ends the answer.
             row, length = result.as_numpy("output_ids")[0][0], result.as_numpy("sequence_length")[0][0]
-            made += row[:length].tolist()
+            tokens += row[:length].tolist()
             if length:
-                yield text.of(made), len(made)
+                yield text.of(tokens), len(tokens)
 
     def responses(self, inputs):
         """The responses of one request, until Triton marks the last one; UserError where one is an error."""
@@ -148,11 +148,11 @@ def tensors(inputs):
     import tritonclient.grpc as grpc
 
     kinds = {bool: ("BOOL", bool), int: ("INT32", np.int32), float: ("FP32", np.float32), str: ("BYTES", object)}
-    made = []
+    sent = []
     for name, value in inputs.items():
         values = value if isinstance(value, list) else [value]
         kind, dtype = ("UINT64", np.uint64) if name in ("seed", "lora_task_id") else kinds[type(values[0])]
         array = np.array([[value.encode() if isinstance(value, str) else value for value in values]], dtype=dtype)
-        made.append(grpc.InferInput(name, array.shape, kind))
-        made[-1].set_data_from_numpy(array)
-    return made
+        sent.append(grpc.InferInput(name, array.shape, kind))
+        sent[-1].set_data_from_numpy(array)
+    return sent

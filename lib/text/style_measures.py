@@ -51,7 +51,7 @@ def language(texts):
 
 def sentences(answer):
     """The finished sentences; a piece without any letter or digit is none."""
-    ends = [0, *(found.end() for found in END.finditer(answer.text))] + ([] if answer.cut else [len(answer.text)])
+    ends = [0, *(match.end() for match in END.finditer(answer.text))] + ([] if answer.cut else [len(answer.text)])
     pieces = [answer.text[begin:end].strip() for begin, end in pairwise(ends)]
     return [piece for piece in pieces if WORD.search(piece)]
 

@@ -48,10 +48,10 @@ def interval(values, weights, p):
 def difference(first, second, weights, p):
     """The interval of first - second over the rows where both have a value, and the verdict."""
     pairs = zip(first, second, strict=True)
-    found = interval([None if None in pair else pair[0] - pair[1] for pair in pairs], weights, p)
-    if found["low"] is None:
-        return {**found, "verdict": NOT_MEASURED}
-    return {**found, "verdict": SAME if found["low"] <= 0 <= found["high"] else DIFFERS}
+    estimate = interval([None if None in pair else pair[0] - pair[1] for pair in pairs], weights, p)
+    if estimate["low"] is None:
+        return {**estimate, "verdict": NOT_MEASURED}
+    return {**estimate, "verdict": SAME if estimate["low"] <= 0 <= estimate["high"] else DIFFERS}
 
 
 def distance(mean, reference, dataset):
@@ -78,18 +78,18 @@ def score(answers, losses, tokens, p):
 
     The measures are those of the dataset's language.
     """
-    found = {"completion_loss": scored(LOSS, losses, tokens, p)}
+    entries = {"completion_loss": scored(LOSS, losses, tokens, p)}
     for measure in MEASURES[language([answer.text for answer in answers["dataset"]])]:
         values = {who: [measure(answer) for answer in given] for who, given in answers.items()}
-        found[measure.__name__] = scored(measure.__doc__, values, [1] * len(tokens), p)
-    return found
+        entries[measure.__name__] = scored(measure.__doc__, values, [1] * len(tokens), p)
+    return entries
 
 
 def withdraw(measures):
     """Every verdict becomes "not measured": of random weights there is nothing to judge."""
     for entry in measures.values():
-        for found in entry["differences"].values():
-            found["verdict"] = NOT_MEASURED
+        for difference in entry["differences"].values():
+            difference["verdict"] = NOT_MEASURED
 
 
 def verdicts(measures, pair):
@@ -104,13 +104,13 @@ def style_differs(judged):
     return len([name for name in seen if name in judged[DIFFERS]]) if seen else None
 
 
-def cell(found, rows, sign=""):
+def cell(estimate, rows, sign=""):
     """A mean as a table's cell: 0.13 [0.12, 0.14]; with the rows behind it where these are not all."""
-    if found["mean"] is None:
+    if estimate["mean"] is None:
         return "—"
-    few = "" if found["rows"] == rows else f" ({found['rows']} rows)"
-    ends = "no interval" if found["low"] is None else f"[{found['low']:{sign}.3g}, {found['high']:{sign}.3g}]"
-    return f"{found['mean']:{sign}.3g} {ends}{few}"
+    few = "" if estimate["rows"] == rows else f" ({estimate['rows']} rows)"
+    ends = "no interval" if estimate["low"] is None else f"[{estimate['low']:{sign}.3g}, {estimate['high']:{sign}.3g}]"
+    return f"{estimate['mean']:{sign}.3g} {ends}{few}"
 
 
 def as_markdown(data):
@@ -121,12 +121,16 @@ def as_markdown(data):
 
     def means(entry):
         rows = {"dataset": data["dataset_rows"]}
-        found = [(who, entry["means"].get(who)) for who in GROUPS]
-        return [cell(mean, rows.get(who, data["prompts"])) if mean else "—" for who, mean in found]
+        groups = [(who, entry["means"].get(who)) for who in GROUPS]
+        return [cell(mean, rows.get(who, data["prompts"])) if mean else "—" for who, mean in groups]
 
     def differences(entry):
-        found = entry["differences"]
-        return [text for name in PAIRS for text in (cell(found[name], data["prompts"], "+"), found[name]["verdict"])]
+        differences = entry["differences"]
+        return [
+            text
+            for name in PAIRS
+            for text in (cell(differences[name], data["prompts"], "+"), differences[name]["verdict"])
+        ]
 
     def distances(entry):
         return ["—" if entry["distances"][who] is None else f"{entry['distances'][who]:+.2f}" for who in MODELS]

@@ -57,10 +57,10 @@ def expected(folder):
     config = read_json(folder / "adapter_config.json")
     pairs = {}
     for name, weights in read_safetensors(folder / "adapter_model.safetensors").items():
-        found = KEY.fullmatch(name)
-        if not found or found[2] not in MODULES:
+        match = KEY.fullmatch(name)
+        if not match or match[2] not in MODULES:
             raise UserError(f"{folder}: {name} has no place in TensorRT-LLM's form; train {', '.join(MODULES)} only")
-        pairs.setdefault((MODULE_IDS[MODULES[found[2]]], int(found[1])), {})[found[3]] = weights
+        pairs.setdefault((MODULE_IDS[MODULES[match[2]]], int(match[1])), {})[match[3]] = weights
     rows = {}
     for place, pair in pairs.items():
         rank = pair["A"].shape[0]

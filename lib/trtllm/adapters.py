@@ -13,8 +13,8 @@ def adapters(model, finetune):
     """Task id -> the results folder of the adapter that answers it; UserError where there is none for MODEL=lora."""
     if model == "base":
         return {}
-    made = {task: finetune / method / "adapter" for task, method in TASKS.items()}
-    there = {task: folder for task, folder in made.items() if (folder / "adapter_config.json").exists()}
+    folders = {task: finetune / method / "adapter" for task, method in TASKS.items()}
+    there = {task: folder for task, folder in folders.items() if (folder / "adapter_config.json").exists()}
     if not there:
         raise UserError(f"{finetune}: no adapter there; `{REPRO} finetune` makes them")
     return there

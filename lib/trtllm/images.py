@@ -35,27 +35,27 @@ def look(image):
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"{image}: what it has inside cannot be looked up: {last}")
     # The NVIDIA images' own greeting is set aside with their entrypoint; a program may still say something first.
-    found = json.loads(done.stdout[done.stdout.index("{") :])
+    contents = json.loads(done.stdout[done.stdout.index("{") :])
     if image.startswith("docker://"):
-        write_json(record(image), found)
-    return found
+        write_json(record(image), contents)
+    return contents
 
 
-def differences(role, found):
+def differences(role, contents):
     """Where an image is another than the one written for, as sentences; a version may be given by its beginning."""
     wanted = load_yaml(WRITTEN_FOR)[role]
-    said = [
-        f"{package} is {found['versions'].get(package)}, this was written for {version}"
+    reasons = [
+        f"{package} is {contents['versions'].get(package)}, this was written for {version}"
         for package, version in wanted["versions"].items()
-        if not str(found["versions"].get(package)).startswith(version)
+        if not str(contents["versions"].get(package)).startswith(version)
     ]
     for script, sha256 in wanted.get("sha256", {}).items():
-        if found["sha256"].get(script) != sha256:
-            said.append(f"{script} is {'another than was read' if script in found['sha256'] else 'not there'}")
+        if contents["sha256"].get(script) != sha256:
+            reasons.append(f"{script} is {'another than was read' if script in contents['sha256'] else 'not there'}")
     for model, keys in wanted.get("placeholders", {}).items():
-        if lacking := [key for key in keys if key not in found["placeholders"].get(model, [])]:
-            said.append(f"{model}/config.pbtxt has no placeholder {', '.join(lacking)}")
-    return said
+        if lacking := [key for key in keys if key not in contents["placeholders"].get(model, [])]:
+            reasons.append(f"{model}/config.pbtxt has no placeholder {', '.join(lacking)}")
+    return reasons
 
 
 def unknown_flags(command, help_text):
@@ -80,8 +80,8 @@ def in_image(image, command, log, name=None):
 
 def engines(folder):
     """Every engine that is built, by variant, as its engine.json says it."""
-    found = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/engine.json"))}
-    return {variant: engine for variant, engine in found.items() if engine["not_built"] is None}
+    built = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/engine.json"))}
+    return {variant: engine for variant, engine in built.items() if engine["not_built"] is None}
 
 
 def rebuild(built, gpu, image):
@@ -89,5 +89,5 @@ def rebuild(built, gpu, image):
     key = built["key"]
     if gpu == key["gpu"] and image == key["image"]:
         return None
-    found = gpu if image == key["image"] else f"{gpu} with {image}"
-    return f"rebuild: built for {key['gpu']} with TensorRT-LLM {key['tensorrt_llm']}, found {found or 'no GPU'}"
+    here = gpu if image == key["image"] else f"{gpu} with {image}"
+    return f"rebuild: built for {key['gpu']} with TensorRT-LLM {key['tensorrt_llm']}, found {here or 'no GPU'}"

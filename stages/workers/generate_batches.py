@@ -61,7 +61,7 @@ def in_batches(size):
         model = transformers_model(task)
 
         def answer(load):
-            made = 0
+            tokens = 0
             for start in range(0, len(load), size):
                 batch = load[start : start + size]
                 width, longest = max(len(ids) for ids, _ in batch), max(length for _, length in batch)
@@ -72,8 +72,8 @@ def in_batches(size):
                         padded, attention_mask=mask, do_sample=False, pad_token_id=0, max_new_tokens=longest,
                         min_new_tokens=longest,
                     )  # fmt: skip
-                made += longest * len(batch)
-            return made
+                tokens += longest * len(batch)
+            return tokens
 
         return answer
 
@@ -105,15 +105,15 @@ def continuous(task):
     def answer(load):
         for ids, length in load:
             manager.add_request(ids, max_new_tokens=length)
-        made, finished = 0, 0
+        tokens, finished = 0, 0
         while finished < len(load):
             output = manager.get_result(timeout=1)
             if output is None:
                 if not manager.is_running():
                     raise UserError("Transformers' continuous batching stopped; its log says why")
             elif output.is_finished():
-                made, finished = made + len(output.generated_tokens), finished + 1
-        return made
+                tokens, finished = tokens + len(output.generated_tokens), finished + 1
+        return tokens
 
     try:
         yield answer
@@ -128,8 +128,8 @@ def vllm(task):
 
     def answer(load):
         sampling = [SamplingParams(temperature=0, max_tokens=length, ignore_eos=True) for _, length in load]
-        found = llm.generate([{"prompt_token_ids": ids} for ids, _ in load], sampling, use_tqdm=False)
-        return sum(len(request.outputs[0].token_ids) for request in found)
+        outputs = llm.generate([{"prompt_token_ids": ids} for ids, _ in load], sampling, use_tqdm=False)
+        return sum(len(request.outputs[0].token_ids) for request in outputs)
 
     return answer
 
@@ -156,9 +156,9 @@ def main():
         answer(load[: task["batch_size"]])  # not counted
         for _ in range(task["batch_repeats"]):
             started, busy = time.monotonic(), tree_cpu_seconds()
-            made = answer(load)
+            tokens = answer(load)
             seconds, busy = time.monotonic() - started, tree_cpu_seconds() - busy
-            repeats.append({"seconds": seconds, "tokens": asked, "computed_tokens": made, "cpu_seconds": busy})
+            repeats.append({"seconds": seconds, "tokens": asked, "computed_tokens": tokens, "cpu_seconds": busy})
             with lines.open("a") as file:
                 file.write(json.dumps(repeats[-1]) + "\n")
         sampler.mark("answers")

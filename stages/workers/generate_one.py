@@ -113,9 +113,9 @@ def by_transformers(task, note, sampler):
     with kernels(task, method), torch.no_grad():
         for number in range(-task["warmup"], task["answers"]):
             first, busy, begun = FirstToken(), tree_cpu_seconds(), time.monotonic()
-            made = model.generate(ids, attention_mask=torch.ones_like(ids), streamer=first, **options)
+            output = model.generate(ids, attention_mask=torch.ones_like(ids), streamer=first, **options)
             seconds = time.monotonic() - begun
-            note(number, made.shape[1] - ids.shape[1], seconds, first.at - begun, busy)
+            note(number, output.shape[1] - ids.shape[1], seconds, first.at - begun, busy)
     return {
         "prompt_tokens": ids.shape[1],
         "dtype": "bfloat16",

@@ -49,7 +49,7 @@ def help_of(program):
 
 def main():
     app = Path(sys.argv[1] if len(sys.argv) > 1 else "/app")
-    found = {
+    contents = {
         "python": sys.version.split()[0],
         "versions": {package: version(package) for package in PACKAGES},
         "sha256": {
@@ -61,7 +61,7 @@ def main():
         },
         "trtllm_build_help": help_of("trtllm-build"),
     }
-    print(json.dumps(found, indent=2))
+    print(json.dumps(contents, indent=2))
 
 
 if __name__ == "__main__":

@@ -33,13 +33,13 @@ def prompts(tokenizer, corpus, tokens, count, seed):
     starts = list(range(len(words) - tokens))
     random.Random(seed).shuffle(starts)
     texts = (cut(tokenizer, words, start, tokens) for start in starts)
-    found = []
+    kept = []
     for text in texts:
         if text:
-            found.append(text)
-        if len(found) == count:
-            return found
-    sys.exit(f"error: only {len(found)} of {count} prompts of {tokens} tokens can be cut from the text; ask for less")
+            kept.append(text)
+        if len(kept) == count:
+            return kept
+    sys.exit(f"error: only {len(kept)} of {count} prompts of {tokens} tokens can be cut from the text; ask for less")
 
 
 def drawn(tokenizer, tokens, count, seed):

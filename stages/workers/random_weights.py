@@ -98,10 +98,10 @@ def write_weights(config, weights, folder, seed):
         files.setdefault(file, []).append(tensor)
     total = 0
     for file, inside in files.items():
-        made = {name: array.cpu() for tensor in inside for name, array in stored(tensor, weights, generator).items()}
-        save_file(made, folder / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(made, file)
-        total += sum(array.nbytes for array in made.values())
+        arrays = {name: array.cpu() for tensor in inside for name, array in stored(tensor, weights, generator).items()}
+        save_file(arrays, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(arrays, file)
+        total += sum(array.nbytes for array in arrays.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 

@@ -75,9 +75,9 @@ def timed(pieces, write=lambda text: None):
     """
     begun, first, tokens, texts, stopped = time.monotonic(), None, None, [], False
     try:
-        for text, made in pieces:
+        for text, so_far in pieces:
             first = time.monotonic() - begun if first is None else first
-            tokens = tokens if made is None else made
+            tokens = tokens if so_far is None else so_far
             texts.append(text)
             write(text)
     except KeyboardInterrupt:
@@ -94,14 +94,14 @@ def answers(client, requests, concurrency):
 
 def main():
     ask, out = sys.argv[1:]
-    told = []
+    results = []
     for load in json.loads(Path(ask).read_text()):
         client = CLIENTS[load["client"]](**load["words"])
         requests = [Request(**fields) for fields in load["requests"]]
         begun = time.monotonic()
         answered = answers(client, requests, load["concurrency"])
-        told.append({"wall_seconds": time.monotonic() - begun, "answers": answered})
-    write_json(out, told)
+        results.append({"wall_seconds": time.monotonic() - begun, "answers": answered})
+    write_json(out, results)
 
 
 if __name__ == "__main__":

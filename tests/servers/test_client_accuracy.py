@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import REPO
 
-from lib.client_accuracy.truth import COMPARED, counted, judged, known, lateness, wrong
+from lib.client_accuracy.truth import COMPARED, judge_run, lateness, server_counts, true_numbers, wrong
 from lib.core.stage import UserError
 from lib.report import client_accuracy
 from lib.report.page import to_html, to_markdown
@@ -149,7 +149,7 @@ def request(arrived, *written):
 
 def test_what_was_so_follows_from_the_written_times():
     # 1 s to the first token and gaps of 1 and 3 s; then 2 s and gaps of 2 and 2 s.
-    truth = known([request(0, 1, 2, 5), request(10, 12, 14, 16)])
+    truth = true_numbers([request(0, 1, 2, 5), request(10, 12, 14, 16)])
     assert truth["ttft_ms_avg"] == 1500
     assert truth["tpot_ms_avg"] == 2000
     assert (truth["itl_ms_avg"], truth["itl_ms_p50"]) == (2000, 2000)
@@ -178,7 +178,7 @@ def test_every_client_sends_each_prompt_once_at_its_length(name, load):
 @pytest.mark.parametrize("name", CLIENTS)
 def test_the_error_is_the_reported_minus_the_true_value(name, load):
     said = CLIENTS[name].read(RECORDED / FOLDERS[name])
-    one = judged(load, said, {"wall": 9.0, "client_cpu": 2.0}, recorded(name, "mock.json"))
+    one = judge_run(load, said, {"wall": 9.0, "client_cpu": 2.0}, recorded(name, "mock.json"))
     assert one["valid"] and set(one["error"]) == set(COMPARED)
     for key in COMPARED:
         if said[key] is None:
@@ -217,7 +217,7 @@ def changed(**more):
 )
 def test_a_run_with_another_load_is_invalid_with_a_reason(how, reason, load):
     said = CLIENTS["AIPerf"].read(RECORDED / "aiperf")
-    one = judged(load, said, {"wall": 9.0, "client_cpu": 2.0}, how(recorded("AIPerf", "mock.json")))
+    one = judge_run(load, said, {"wall": 9.0, "client_cpu": 2.0}, how(recorded("AIPerf", "mock.json")))
     assert not one["valid"] and reason in one["invalid_reasons"]
 
 
@@ -230,12 +230,12 @@ def test_the_clients_take_turns_so_that_a_drift_hits_all_of_them():
 def test_the_server_count_decides_if_the_load_is_valid():
     before = {"requests": 2, "input_tokens": 128, "output_tokens": 64, "ttft_seconds": 1.0, "request_seconds": 4.0}
     after = {"requests": 10, "input_tokens": 640, "output_tokens": 320, "ttft_seconds": 1.8, "request_seconds": 12.0}
-    found = counted(LOAD, before, after)
+    found = server_counts(LOAD, before, after)
     assert found["valid"] and found["server"]["ttft_ms_avg"] == pytest.approx(100)
     assert found["server"]["request_latency_ms_avg"] == 1000
-    short = counted(LOAD, before, after | {"output_tokens": 300})
+    short = server_counts(LOAD, before, after | {"output_tokens": 300})
     assert short["invalid_reasons"] == ["the server counted 29.5 output_tokens, 32 were asked for"]
-    unknown = counted(LOAD, {}, {})
+    unknown = server_counts(LOAD, {}, {})
     assert not unknown["valid"] and unknown["server"]["ttft_ms_avg"] is None
 
 
