@@ -179,8 +179,9 @@ def against_vllm(p, images, out):
                 warm_up(load)
                 before = read_metrics(server, COUNTERS)
                 reported, seconds = drive(p, name, load, images, process)
+                counts = server_counts(load, before, read_metrics(server, COUNTERS))
                 runs.append({"client": name, "run": turn, "concurrency": concurrency, "said": reported}
-                            | server_counts(load, before, read_metrics(server, COUNTERS)) | {"seconds": seconds})  # fmt: skip
+                            | counts | {"seconds": seconds})  # fmt: skip
                 print(format_line(runs[-1]), flush=True)
     return engine, runs
 

@@ -21,8 +21,8 @@ def correct(read, server_tokens, watts):
 
     genai-perf tokenises an answer again and may count other tokens than the server made. Both counts are means over the
     requests, and so is the factor: a client's ITL is (latency - TTFT) / (tokens - 1), and tokens/s a user its inverse
-    (NVIDIA's ITL is vLLM's TPOT). server_tokens None: nothing is corrected. tokens_per_joule takes the GPUs' mean power,
-    `watts`.
+    (NVIDIA's ITL is vLLM's TPOT). Without server_tokens nothing is corrected. tokens_per_joule takes the GPUs' mean
+    power, `watts`.
     """
     point = {**read, **{f"client_{name}": read[name] for name in read if is_corrected(name)}}
     client, rate = read["output_tokens"], None

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import re
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -162,6 +163,12 @@ def test_every_stage_runs_its_own_file_in_a_named_environment(graphs):
 def test_every_stage_has_a_test_file():
     tested = {path.stem for path in (REPO / "tests").glob("*/test_*.py")}
     assert [name for name in stage_names() if f"test_{name}" not in tested] == []
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=lambda words: words[0])
+def test_the_code_passes_the_linter(command):
+    done = subprocess.run([sys.executable, "-m", "ruff", *command, "."], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_no_line_of_a_graph_or_of_the_parameters_is_too_long():
