@@ -1,0 +1,550 @@
+"""
+The figures that README.md, README.ja.md and docs/ print outside their generated tables, held against the committed
+files that they were read from: a function a page gives the words that it must hold, made of the files' numbers.
+"""
+
+import json
+import re
+from functools import cache
+
+import pytest
+from conftest import REPO
+
+from lib.analysis.metrics import RATE
+from lib.analysis.summary import summarise
+from lib.claims.claims import load_claims
+from lib.core.stage import read_json
+from tools.pages import BLOCK
+
+REFERENCES = REPO / "results/reference"
+MIB = 2**20
+
+
+@cache
+def data(path):
+    return read_json(REFERENCES / path)
+
+
+@cache
+def page(name):
+    """A page's prose and hand-written tables as one line."""
+    text = BLOCK.sub("", (REPO / name).read_text())
+    return re.sub(r"\s+", " ", text)
+
+
+@cache
+def summary():
+    runs = {folder.name: folder for folder in sorted(REFERENCES.glob("*/"))}
+    claims = {claim.id: claim.value for claim in load_claims(REPO / "data/claims")[1]}
+    return summarise(runs, claims)
+
+
+def point(run, experiment, server, load):
+    """A point of the serving summary: load is c=16, or "c=16 pinned" and "128/128 c=1" where there are several."""
+    (found,) = [
+        point
+        for point in summary()["runs"][run]["experiments"][experiment]["points"]
+        if (point["server"], point["load"]) == (server, load)
+    ]
+    return found
+
+
+def rate(*where):
+    return point(*where)["numbers"][RATE]["value"]
+
+
+def number(value):
+    return f"{value:,.0f}"
+
+
+def percent(share):
+    return f"{100 * share:.0f} %"
+
+
+def cell(*where, share=True):
+    """Tokens/s and the share of the limit as the tables print them: 216, 66 %."""
+    return number(rate(*where)) + (f", {percent(point(*where)['share'])}" if share else "")
+
+
+def training(variant, run="h200-weightless"):
+    return data(f"{run}/finetune/{variant}/metrics.json")
+
+
+def step(variant):
+    return training(variant)["seconds_per_step_median"]
+
+
+def speedup(run, method, variant="corrected"):
+    (row,) = [row for row in data(f"{run}/speedups/speedups.json")["rows"] if row["id"] == f"{method}-{variant}"]
+    return row
+
+
+def batches(run, system):
+    (row,) = [row for row in data(f"{run}/speedups/speedups.json")["systems"] if row["system"] == system]
+    return row["tokens_per_second"]
+
+
+def adapters(run, rank, count, popularity=None, variant="adapters"):
+    (row,) = [
+        row
+        for row in data(f"{run}/multilora/vllm/multilora.json")["points"]
+        if (row["rank"], row["adapters"], row["popularity"], row["variant"]) == (rank, count, popularity, variant)
+    ]
+    return row
+
+
+H200, TP = "h200-vllm", ("h200-tensor-parallel", "tensor-parallel")
+SERVED = {
+    "Llama-2-7B, bf16": ("bf16", "vllm"),
+    "the same in FP8": ("fp8", "vllm-fp8"),
+    "the same in int4 (GPTQ, Marlin)": ("int4", "vllm"),
+    "gpt-oss-20b, MXFP4": ("gpt-oss", "vllm-gpt-oss"),
+}
+WITH_SHARE = {"bf16": (1, 64), "fp8": (1, 64), "int4": (1, 64), "gpt-oss": (1, 64, 256)}
+
+
+def served_row(name, users, last):
+    """A row of the table of served points; cells beyond the experiment's loads are empty."""
+    experiment, server = SERVED[name]
+    cells = [
+        cell(H200, experiment, server, f"c={n}", share=n in WITH_SHARE[experiment]) if n <= last else "" for n in users
+    ]
+    return re.sub(r"\s+", " ", f"| {name} | {' | '.join(cells)} |")
+
+
+def gptq(server, experiment="gptq-fast", run="h100-gptq"):
+    return rate(run, experiment, server, "c=16")
+
+
+def newer(server):
+    return gptq(server, "gptq-newer", "h100-gptq-newer")
+
+
+def explained():
+    """The shares of the gap from the published 813.81 to vLLM 0.25.0, change by change."""
+    steps = [813.81, gptq("vllm-gptq-act"), gptq("vllm-gptq"), gptq("vllm-auto"), gptq("vllm-auto", "gptq"),
+             newer("vllm-auto")]  # fmt: skip
+    return [100 * (after - before) / (steps[-1] - steps[0]) for before, after in zip(steps, steps[1:], strict=False)]
+
+
+def of_gpus(server, load):
+    """322: 1.47x (73 %)."""
+    gpus, alone, value = int(server[-1]), rate(*TP, "vllm", load), rate(*TP, server, load)
+    return f"{number(value)}: {value / alone:.2f}x ({percent(value / alone / gpus)})"
+
+
+def rank_cell(run, rank, *which):
+    value = adapters(run, rank, *which)[RATE]
+    return f"{number(value)} ({percent(value / adapters(run, None, 0, None, 'none')[RATE])})"
+
+
+RANKS = (("h200-studies-100", 8), ("h200-published", 16), ("h200-published", 32), ("h200-studies-100", 64))
+
+
+def rank_row(name, *which):
+    return f"| {name} | {' | '.join(rank_cell(run, rank, *which) for run, rank in RANKS)} |"
+
+
+def limits(run):
+    return data(f"{run}/limits/limits.json")
+
+
+def method_row(name, method):
+    """A row of the table of speed-ups: three columns, empty where not measured."""
+    columns = ("h200-published", "published"), ("h200-speedups-100", "corrected"), ("h200-studies-100", "corrected")
+    rows = [speedup(run, method, variant) for run, variant in columns]
+    cells = [
+        "" if not row.get("tokens_per_second") else number(row["tokens_per_second"])
+        + ("" if method == "none" else f", {row['over_none']['ratio']:.2f}x")
+        for row in rows
+    ]  # fmt: skip
+    return re.sub(r"\s+", " ", f"| {name} | {' | '.join(cells)} |")
+
+
+def allocated_after_loading(variant):
+    phases = training(variant)["memory"]["phases"]
+    return max(phase["torch_allocated_peak_mib"] for name, phase in phases.items() if name != "load")
+
+
+def vram(variant):
+    return data("h200-weightless/vram/vram.json")["finetune"]["variants"][variant]
+
+
+def search_cpu(server, users=1):
+    run = "embedded-2-cores-search", "search-cpu"
+    return rate(*run, server, f"c={users}") / rate(*run, "vllm", f"c={users}")
+
+
+def searched(server, users=1):
+    return rate("h200-search", "search", server, f"c={users}")
+
+
+def batch(size):
+    return rate("embedded-2-cores-sweeps", "batch", f"vllm-batch-{size}", "c=16")
+
+
+def context(size):
+    return rate("embedded-2-cores-sweeps", "context", f"vllm-context-{size}", "c=16")
+
+
+def walk(variant):
+    return rate("embedded-2-cores", "walk", "vllm", f"c=16 {variant}")
+
+
+def streamed():
+    return data("h200-studies-100/streaming/vllm/streaming.json")["vllm"]
+
+
+def of_cores(method):
+    run = training(method, "embedded-persona")
+    return run["tokens_per_second_median"] * run["flops_per_token"] / limits("embedded-persona")["flops_per_second"]
+
+
+def note(run):
+    return json.loads((REFERENCES / run / "run.json").read_text())["note"]
+
+
+def benchmarks():
+    yield (
+        f"{step('lora-published'):.2f} s a step for LoRA, {step('qlora-published'):.2f} s for QLoRA "
+        f"({step('lora-short'):.2f} and {step('qlora-short'):.2f} s with the corrected template)"
+    )
+    yield (
+        f"`tuned` takes the latter's steps in {step('lora-tuned'):.2f} and {step('qlora-tuned'):.2f} s "
+        f"({step('lora-short') / step('lora-tuned'):.0f} and "
+        f"{step('qlora-short') / step('qlora-tuned'):.0f} times as fast"
+    )
+    yield (
+        f"`tuned-24gb` in {step('lora-tuned-24gb'):.2f} and {step('qlora-tuned-24gb'):.2f} s within "
+        + " and ".join(number(training(f"{m}-tuned-24gb")["memory"]["process_peak_mib"]) for m in ("lora", "qlora"))
+        + " MiB"
+    )
+    yield from (served_row(name, (1, 16, 64, 256), 256 if "oss" in name else 64) for name in SERVED)
+    yield (
+        f"| the same in bf16 on two GPUs | {' | '.join(number(rate(*TP, 'vllm-tp2', f'c={n}')) for n in (1, 16, 64))} |"
+    )
+    yield f"| on four GPUs | {' | '.join(number(rate(*TP, 'vllm-tp4', f'c={n}')) for n in (1, 16, 64))} |"
+    yield (
+        f"where one GPU made {number(rate(*TP, 'vllm', 'c=1'))}, {number(rate(*TP, 'vllm', 'c=16'))} and "
+        f"{number(rate(*TP, 'vllm', 'c=64'))}"
+    )
+    yield (
+        f"({percent(point('h200-search', 'search', 'vllm-sizes', 'c=1')['share'])} with tuned kernels), 65 % in "
+        f"FP8 ({percent(point('h200-search-fp8', 'search', 'vllm-fp8', 'c=1')['share'])})"
+    )
+    yield (
+        f"({percent(point(H200, 'gpt-oss-newer', 'vllm-gpt-oss-newer', 'c=1024')['share'])}: "
+        f"{number(rate(H200, 'gpt-oss-newer', 'vllm-gpt-oss-newer', 'c=1024'))} for 1,024 users"
+    )
+    yield (
+        f"an H100's limits are {limits('h100-limits')['bytes_per_second'] / 1e12:.2f} TB/s and "
+        f"{limits('h100-limits')['flops_per_second'] / 1e12:.0f} TFLOP/s"
+    )
+    yield "serving points with 4-bit weights reach {:.0f} to {:.0f} % of what they allow".format(
+        *(100 * f(one["share"] for one in summary()["published"]["points"] if one["share"]) for f in (min, max))
+    )
+    yield (
+        f"is {speedup('h200-studies-100', 'vllm')['over_none']['ratio']:.1f} times as fast in vLLM as in plain "
+        f"Transformers, and {speedup('h200-studies-100', 'compile')['over_none']['ratio']:.1f} times with torch.compile"
+    )
+    yield (
+        f"compiled, which is vLLM's default, {search_cpu('vllm-compiled'):.1f} times the tokens; guessing from the "
+        f"prompt {search_cpu('vllm-ngram'):.1f} times; both together {search_cpu('vllm-compiled-ngram'):.1f} times, "
+        f"and {search_cpu('vllm-compiled-ngram', 16):.2f} times for 16 users"
+    )
+    yield f"16 users get {batch('16') / batch('4'):.1f} times the tokens"
+    yield (
+        f"(2,048 is {percent(1 - context('2k') / context('1k'))} below 1,024 for 16 users, 4,096 is "
+        f"{percent(1 - context('4k') / context('1k'))} below)"
+    )
+    yield f"without it the throughput is {percent(walk('completions') / walk('published') - 1)} higher"
+
+
+def h200():
+    yield f"by which the verdicts go), s a step | {step('lora-published'):.2f} | {step('qlora-published'):.2f} |"
+    yield f"(variant `short`), s a step | {step('lora-short'):.2f} | {step('qlora-short'):.2f} |"
+    yield (
+        "beside the variant `short` | "
+        + " | ".join(
+            f"{step(f'{m}-tuned'):.3f}: {step(f'{m}-short') / step(f'{m}-tuned'):.1f}x" for m in ("lora", "qlora")
+        )
+    )
+    yield (
+        "peak of the process | "
+        + " | ".join(
+            f"{step(f'{m}-tuned-24gb'):.3f}: {step(f'{m}-short') / step(f'{m}-tuned-24gb'):.1f}x, "
+            f"{number(training(f'{m}-tuned-24gb')['memory']['process_peak_mib'])} MiB"
+            for m in ("lora", "qlora")
+        )
+    )
+    yield (
+        f"of them compilation | {training('lora-tuned')['train_seconds']:.0f} s | "
+        f"{training('qlora-tuned')['train_seconds']:.0f} s |"
+    )
+    yield (f"without validation and loading | {111 * step('lora-short'):.0f} s | {111 * step('qlora-short'):.0f} s |")
+    yield (
+        f"own matrix rate, `tuned` | {percent(training('lora-tuned')['utilisation'])} | "
+        f"{percent(training('qlora-tuned')['utilisation'])} |"
+    )
+    yield (
+        f"16.5 to {training('lora-tuned')['tokens_per_second_median'] / 1e3:.1f} k tokens/s | "
+        f"{training('qlora-tuned')['tokens_per_second_median'] / 1e3:.1f} k tokens/s |"
+    )
+    yield (
+        f"{training('lora-packed')['tokens_per_second_median'] / 1e3:.1f} k tokens/s, "
+        f"{percent(training('lora-packed')['utilisation'])} |"
+    )
+    yield (
+        f"validation ends at {training('lora-tuned-short')['eval_loss_best']:.3f} against "
+        f"{training('lora-short')['eval_loss_best']:.3f}"
+    )
+    yield "({}, {}, {})".format(
+        *(f"{training(v)['eval_loss_best']:.3f}" for v in ("lora-tuned", "lora-tuned-seed-43", "lora-tuned-seed-44"))
+    )
+    yield (
+        f"for the recipe {number(vram('lora-published')['process_bytes'] / MIB)} MiB are predicted and "
+        f"{number(training('lora-published')['memory']['process_peak_mib'])} measured (QLoRA: "
+        f"{number(vram('qlora-published')['process_bytes'] / MIB)} and "
+        f"{number(training('qlora-published')['memory']['process_peak_mib'])}; what torch allocates peaks in the "
+        f"loading, {number(training('qlora-published')['memory']['torch_allocated_peak_mib'])} MiB beside "
+        f"{number(allocated_after_loading('qlora-published'))} later)"
+    )
+    yield from (f"| {n} | {step(f'lora-tuned-{n}-gpu{s}'):.3f} | " for n, s in ((1, ""), (2, "s"), (4, "s")))
+    yield from (
+        (
+            f"| {step('lora-tuned-1-gpu') / step(f'lora-tuned-{n}-gpus'):.2f}x, "
+            f"{percent(step('lora-tuned-1-gpu') / step(f'lora-tuned-{n}-gpus') / n)} | "
+            f"{training(f'lora-tuned-{n}-gpus')['tokens_per_second_median'] / 1e3:.1f} k |"
+        )
+        for n in (2, 4)
+    )
+    yield from (served_row(name, (1, 4, 8, 16, 32, 64, 128, 256), 256 if "oss" in name else 64) for name in SERVED)
+    yield "for one user a token takes {}, {} and {} ms".format(
+        *(f"{point(H200, *SERVED[name], 'c=1')['numbers']['itl_ms_p50']['value']:.2f}" for name in list(SERVED)[:3])
+    )
+    yield (
+        f"makes {number(rate(H200, 'gpt-oss-newer', 'vllm-gpt-oss-newer', 'c=256'))} tokens/s for 256 users and "
+        f"{number(rate(H200, 'gpt-oss-newer', 'vllm-gpt-oss-newer', 'c=1024'))} for 1,024"
+    )
+    yield "| one GPU | " + " | ".join(number(rate(*TP, "vllm", f"c={n}")) for n in (1, 16, 64))
+    yield "| two | " + " | ".join(of_gpus("vllm-tp2", f"c={n}") for n in (1, 16, 64))
+    yield "| four | " + " | ".join(of_gpus("vllm-tp4", f"c={n}") for n in (1, 16, 64))
+    yield "for 64 users {}, {} and {} tokens a joule, for one user {}, {} and {}".format(
+        *(
+            f"{point(*TP, server, load)['tokens_per_joule']:.{digits}f}"
+            for load, digits in (("c=64", 1), ("c=1", 2))
+            for server in ("vllm", "vllm-tp2", "vllm-tp4")
+        )
+    )
+    yield from (
+        (
+            f"| {name} | "
+            + " | ".join(
+                cell("h200-lengths", "lengths", "vllm", f"{lengths} c={n}")
+                for lengths in ("128/128", "128/1024", "2048/128")
+            )
+        )
+        for name, n in (("one user", 1), ("16 users", 16))
+    )
+    yield (
+        f"makes {number(rate('h200-walk-adapters', 'walk', 'vllm', 'c=16 published'))} tokens/s and ours "
+        f"{number(rate('h200-walk-adapters', 'walk', 'vllm', 'c=16 corrected'))}"
+    )
+    yield (
+        f"gets {percent(searched('vllm-sizes') / searched('vllm') - 1)} more "
+        f"({number(searched('vllm-sizes'))} tokens/s, {percent(point('h200-search', 'search', 'vllm-sizes', 'c=1')['share'])} of the limit)"
+    )
+    yield "gets {:.2f} times the tokens of bf16 and 16 get {:.2f} times".format(
+        *(
+            rate("h200-search-fp8", "search", "vllm-fp8", f"c={n}")
+            / rate("h200-search-fp8", "search", "vllm", f"c={n}")
+            for n in (1, 16)
+        )
+    )
+    yield (
+        f"{number(rate('h200-search-fp8', 'gpt-oss-search', 'vllm-gpt-oss-newer', 'c=1024'))} tokens/s, and with "
+        "keys and values in FP8 "
+        f"{number(rate('h200-search-fp8', 'gpt-oss-search', 'vllm-gpt-oss-newer-kv8', 'c=1024'))}"
+    )
+    yield "{} tokens/s pinned, {} warmed up, {} by our client".format(
+        *(
+            number(rate("h200-published", "gpt-oss-walk", "vllm-gpt-oss", f"c=256 {name}"))
+            for name in ("pinned", "warm", "corrected")
+        )
+    )
+    yield (
+        f"{number(rate('h200-published', 'search', 'vllm-ngram', 'c=1'))} tokens/s for one user and "
+        f"{number(rate('h200-published', 'search', 'vllm-ngram', 'c=16'))} for 16, beside "
+        f"{number(searched('vllm'))} and {number(searched('vllm', 16))}"
+    )
+    yield "the medians of five are {:.0f} to {:.0f} ms to the first token and {:.0f} to {:.0f} tokens/s".format(
+        *(1e3 * f(row["ttft_seconds"] for row in streamed()) for f in (min, max)),
+        *(f(row["tokens_per_second"] for row in streamed()) for f in (min, max)),
+    )
+    yield (
+        f"64 prompts at once are {batches('h200-search', 'vllm') / batches('h200-search', 'static'):.1f} times as fast"
+    )
+    yield (
+        f"{limits('h100-limits')['bytes_per_second'] / 1e12:.2f} TB/s and, in 16 bits, "
+        f"{limits('h100-limits')['flops_per_second'] / 1e12:.0f} TFLOP/s"
+    )
+
+
+def h100():
+    yield f"makes {number(gptq('vllm-auto'))} tokens/s, {gptq('vllm-auto') / 1156.97:.2f} times what"
+    yield f"with the flag it makes {number(gptq('vllm-gptq'))}."
+    yield f"activation order on | {number(gptq('vllm-gptq-act'))} ("
+    yield f"| {explained()[0]:.1f} %, **not explained** |"
+    yield f"instead of ExLlama | {number(gptq('vllm-auto'))} ("
+    yield f"| {explained()[2]:.0f} % |"
+    yield f"instead of 45,043 | {number(gptq('vllm-auto', 'gptq'))} ("
+    yield f"| {explained()[3]:.0f} %, no more than"
+    yield f"| vLLM 0.25.0 | {number(newer('vllm-auto'))} ("
+    yield f"| {explained()[4]:.0f} % |"
+    yield (
+        f"45,043 tokens, activation order off / on | {number(gptq('vllm-gptq'))} / {number(gptq('vllm-gptq-act'))} | "
+        f"{number(gptq('vllm-auto'))} / {number(gptq('vllm-auto-act'))} |"
+    )
+    yield (
+        f"{number(gptq('vllm-gptq', 'gptq'))} (one repeat) / {number(gptq('vllm-gptq-act', 'gptq'))} | "
+        f"{number(gptq('vllm-auto', 'gptq'))} / {number(gptq('vllm-auto-act', 'gptq'))} |"
+    )
+    yield (
+        f"{number(newer('vllm-gptq'))} (one repeat) / not measured | {number(newer('vllm-auto'))} / "
+        f"{number(newer('vllm-auto-act'))} |"
+    )
+
+
+def five_speedups():
+    yield (
+        "vLLM is {:.2f} times as fast as plain Transformers with the writeup's settings and {:.2f} times with equal "
+        "ones".format(
+            *(speedup("embedded-2-cores", "vllm", v)["over_none"]["ratio"] for v in ("published", "corrected"))
+        )
+    )
+    yield "compiles nothing ({:.2f}, within the noise), as `generate()` takes it {:.2f}".format(
+        *(speedup("embedded-2-cores", "compile", v)["over_none"]["ratio"] for v in ("published", "corrected"))
+    )
+    yield "flash kernel {:.2f} and {:.2f}".format(
+        *(speedup("embedded-2-cores", "flash1", v)["over_none"]["ratio"] for v in ("published", "corrected"))
+    )
+    yield from (
+        method_row(name, method)
+        for name, method in (
+            ("plain Transformers", "none"),
+            ("torch.compile", "compile"),
+            ("SDPA's flash kernel", "flash1"),
+            ("both", "flash1-compile"),
+            ("SDPA as it chooses", "flash2"),
+        )
+    )
+    yield (
+        f"makes {number(speedup('h200-studies', 'static')['tokens_per_second'])} tokens/s, "
+        f"{speedup('h200-studies', 'static')['over_none']['ratio']:.2f} times"
+    )
+    yield (
+        f"int8 weights make {number(speedup('h200-search', 'int8')['tokens_per_second'])} tokens/s and NF4 weights "
+        f"{number(speedup('h200-search', 'int4')['tokens_per_second'])}, "
+        f"{speedup('h200-search', 'int8')['over_none']['ratio']:.2f} and "
+        f"{speedup('h200-search', 'int4')['over_none']['ratio']:.2f} times"
+    )
+    yield "({} and {} MiB instead of {})".format(
+        *(number(speedup("h200-search", method)["peak_mib"]) for method in ("int8", "int4", "none"))
+    )
+    yield (
+        f"{number(batches('h200-search', 'static'))} tokens/s in a static batch, "
+        f"{number(batches('h200-search', 'vllm'))} in vLLM, "
+        f"{batches('h200-search', 'vllm') / batches('h200-search', 'static'):.1f} times"
+    )
+
+
+def several_adapters():
+    yield from (
+        (
+            f"| {text} | {number(adapters('h200-walk-adapters', *which)[RATE])} | "
+            f"{number(adapters('h200-walk-adapters', *which)['kv_tokens'])} |"
+        )
+        for text, which in (
+            ("without LoRA (merged weights)", (None, 0, None, "none")),
+            ("with LoRA, unused; room for 64 adapters", (8, 0, None, "unused")),
+            ("1 adapter", (8, 1, "uniform")),
+        )
+    )
+    yield from (
+        "{} / {} |".format(
+            *(number(adapters("h200-walk-adapters", 8, n, popularity)[RATE]) for popularity in ("uniform", "skewed"))
+        )
+        for n in (4, 16, 64)
+    )
+    yield ("| without LoRA | " + " | ".join(number(adapters(run, None, 0, None, "none")[RATE]) for run, _ in RANKS))
+    yield rank_row("with LoRA, unused; room for 64 adapters", 0, None, "unused")
+    yield rank_row("1 adapter", 1, "uniform")
+    yield from (rank_row(f"{n} adapters, asked for alike", n, "uniform") for n in (8, 64))
+    yield from (rank_row("the n-th 1/n as often", n, "skewed") for n in (8, 64))
+    yield (
+        "| room for keys and values, tokens | "
+        + " | ".join(number(adapters(run, rank, 1, "uniform")["kv_tokens"]) for run, rank in RANKS)
+    )
+
+
+def studies():
+    yield "{} tokens/s without, {} with LoRA unused, {} with one adapter in use and {} with eight".format(
+        *(
+            number(adapters("embedded-2-cores", *which)[RATE])
+            for which in ((None, 0, None, "none"), (8, 0, None, "unused"), (8, 1, "uniform"), (8, 8, "uniform"))
+        )
+    )
+    yield "vLLM is {:.1f} times as fast as doing nothing as the post has them and {:.1f} times with".format(
+        *(speedup("embedded-2-cores", "vllm", v)["over_none"]["ratio"] for v in ("published", "corrected"))
+    )
+    yield (
+        f"{speedup('embedded-2-cores', 'compile')['over_none']['ratio']:.1f} times as it can be called; batches of "
+        f"four are {batches('embedded-2-cores', 'vllm') / batches('embedded-2-cores', 'static'):.1f} times"
+    )
+
+
+def vllm_guide():
+    yield (
+        f"On two cores {batches('embedded-2-cores', 'vllm') / batches('embedded-2-cores', 'static'):.1f} times; on "
+        f"an H200, 64 prompts at once in the shape of llm-jp-1.3b, "
+        f"{batches('h200-search', 'vllm') / batches('h200-search', 'static'):.1f} times a static batch"
+    )
+
+
+def fine_tuning():
+    yield (
+        f"LoRA made {training('lora', 'embedded-persona')['tokens_per_second_median']:.0f} tokens/s and QLoRA "
+        f"{training('qlora', 'embedded-persona')['tokens_per_second_median']:.0f}: "
+        + " and ".join(percent(of_cores(m)) for m in ("lora", "qlora"))
+    )
+    yield (
+        f"({limits('embedded-persona')['flops_per_second'] / 1e9:.0f} GFLOP/s) would allow at "
+        f"{training('lora', 'embedded-persona')['flops_per_token'] / 1e9:.3f} GFLOP a token"
+    )
+
+
+def getting_started():
+    yield "a run took " + re.search(r"took (\d+ min \d+ s)", note("embedded-persona"))[1]
+
+
+def readme_ja():
+    yield "{} 分 {} 秒".format(*re.search(r"took (\d+) min (\d+) s", note("embedded-persona")).groups())
+
+
+PAGES = {
+    "docs/benchmarks.md": benchmarks,
+    "docs/h200.md": h200,
+    "docs/h100.md": h100,
+    "docs/five-speedups.md": five_speedups,
+    "docs/several-adapters.md": several_adapters,
+    "docs/studies.md": studies,
+    "docs/vllm-guide.md": vllm_guide,
+    "docs/fine-tuning.md": fine_tuning,
+    "docs/getting-started.md": getting_started,
+    "README.ja.md": readme_ja,
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_prints_what_its_files_hold(name):
+    assert [text for text in PAGES[name]() if text not in page(name)] == []
