@@ -352,7 +352,8 @@ def h200():
     )
     yield (
         f"gets {percent(searched('vllm-sizes') / searched('vllm') - 1)} more "
-        f"({number(searched('vllm-sizes'))} tokens/s, {percent(point('h200-search', 'search', 'vllm-sizes', 'c=1')['share'])} of the limit)"
+        f"({number(searched('vllm-sizes'))} tokens/s, "
+        f"{percent(point('h200-search', 'search', 'vllm-sizes', 'c=1')['share'])} of the limit)"
     )
     yield "gets {:.2f} times the tokens of bf16 and 16 get {:.2f} times".format(
         *(
