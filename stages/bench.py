@@ -4,7 +4,7 @@ Run one experiment of the benchmark with genai-perf: python -m stages.bench EXPE
 in:   results/<profile>/base_model, results/<profile>/machine/machine.json, and what the experiment serves:
       repository/base, repository/lora, or the adapters in finetune
 out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json   one entry a load: medians, intervals, every repeat with
-                                                              its certificate, and what made them
+                                                              its checks, and what made them
       results/<profile>/bench/EXPERIMENT/SERVER/points.csv    one line a repeat
       results/<profile>/bench/EXPERIMENT/raw/POINT/           genai-perf's own files, untouched
       results/<profile>/bench/EXPERIMENT/*.jsonl, *.log       the prompts that every server got, and what was said

@@ -84,7 +84,7 @@ class ClientAccuracy:
         )
 
     def load(self, model, concurrency, out, run_name):
-        """What a client is to do at that concurrency; its own files go to raw/RUN_NAME."""
+        """The load of a client at one concurrency; its own files go to raw/RUN_NAME."""
         return Load(
             url=URL,
             model=model,

@@ -127,7 +127,7 @@ def write_calibration(rows, folder):
 
 
 def described(p, folder):
-    """What adapters and requests an engine takes, out of its own config.json; UserError where it is not as asked."""
+    """The adapters and requests that an engine takes, from its config.json; UserError if it is not as asked."""
     config = read_json(folder / "config.json")
     build, model = config["build_config"], config["pretrained_config"]
     lora = build["lora_config"]

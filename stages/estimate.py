@@ -1,5 +1,5 @@
 """
-What TensorRT-LLM should give on the writeup's card, estimated from NVIDIA's measured kernels and calibrated on vLLM.
+Estimates TensorRT-LLM on the writeup's card from NVIDIA's measured kernels, calibrated on vLLM.
 
 in:   data/estimates.yaml, data/shapes, results/reference/*/{bench,limits}
 out:  results/<profile>/estimate/estimates.json   calibration (measured beside estimated, bands), points with their band

@@ -70,7 +70,7 @@ def write_steps(path, rows):
 
 
 def summary(rows):
-    """What the steps say: median step time (the first step, which warms up, left out), losses, tokens trained."""
+    """Summary of the steps: median step time (without the first, which warms up), losses, tokens trained."""
     losses = [row["loss"] for row in rows if "loss" in row]
     evals = [row["eval_loss"] for row in rows if "eval_loss" in row]
     seconds = [row["seconds"] for row in rows[1:] if "seconds" in row]

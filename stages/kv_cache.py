@@ -1,7 +1,7 @@
 """
-What keys and values cost: bytes a token for each shape, by formula and counted in Transformers' own cache after a
-forward pass; and how much of the memory is wasted when a sequence's cache is one piece of the greatest length, beside
-blocks that are handed out as it grows (what PagedAttention does), over the dataset's real lengths.
+The cost of keys and values: bytes a token for each shape, by formula and counted in Transformers' own cache after a
+forward pass; and the memory wasted when a sequence's cache is one piece of the greatest length, beside blocks that are
+handed out as it grows (PagedAttention), over the dataset's real lengths.
 
 in:   data/shapes/*.json, results/<profile>/base_model, results/<profile>/dataset/tokens.json
 out:  results/<profile>/kv_cache/kv_cache.json

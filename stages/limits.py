@@ -1,10 +1,10 @@
 """
-What this machine can do at most: how many bytes a second its memory copies and reads, how many operations a second its
-matrix units do. Every served token is held against these (lib/analysis/roofline.py).
+The limits of this machine: bytes a second that its memory copies and reads, operations a second of its matrix units.
+Every served token is compared with these (lib/analysis/roofline.py).
 
 in:   results/<profile>/machine/machine.json
-out:  results/<profile>/limits/limits.json   each probe with its median, least and most; the limits: the best probe's
-      median, for nothing that is measured later may be faster than its limit
+out:  results/<profile>/limits/limits.json   each probe with its median, least and most; a limit is the median of its
+      fastest probe, since nothing that is measured later may be faster
 """
 
 import statistics

@@ -1,5 +1,5 @@
 """
-What this machine is. Every measuring stage depends on this file, so a checkout that moves to another machine
+The facts of this machine. Every measuring stage depends on this file, so a checkout that moves to another machine
 measures again, and a checkout that stays does not: only facts that do not change by themselves stand here.
 
 out:  results/<profile>/machine/machine.json   cpu, cores, memory_gib, gpus

@@ -75,7 +75,7 @@ class Speedups:
             raise UserError(f"params.yaml: speedups.top_p is {self.top_p}; use a share above 0, at most 1")
 
     def common(self):
-        """What every task holds."""
+        """The settings that every task holds."""
         model = str(inputs().served_model(self.model))
         return {
             "model": model,

@@ -1,5 +1,5 @@
 """
-What trtllm-serve is started with, and without an engine: python -m stages.trtllm_serve MODEL IMAGE, MODEL base or lora
+The command of trtllm-serve, which needs no engine: python -m stages.trtllm_serve MODEL IMAGE, MODEL base or lora
 
 The base model is served as it is in its Hugging Face folder; adapters too: a request names one in `lora_request`.
 

@@ -1,5 +1,5 @@
 """
-Where the memory of fine-tuning goes, without a GPU: weights, gradients, optimiser and adapter of full fine-tuning, LoRA
+Predicts the memory of fine-tuning without a GPU: weights, gradients, optimiser and adapter of full fine-tuning, LoRA
 and QLoRA from a model's shape alone (so for 65 B on any machine), and the peak of each fine-tuning in params.yaml, with
 every definition, on an NVIDIA GPU (lib/memory_model/variants.py).
 

@@ -111,7 +111,7 @@ class Stream:
 
 
 def as_sentence(times, begun, stopped, cut):
-    """What was measured of one answer; times: when each token came, end of sequence included, on begun's clock (s)."""
+    """The measurements of one answer; times: when each token came, end of sequence included, on begun's clock (s)."""
     words = [f"{len(times)} token{'' if len(times) == 1 else 's'}"]
     if times:
         words.append(f"the first after {times[0] - begun:.2f} s")

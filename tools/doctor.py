@@ -1,5 +1,5 @@
 """
-What a profile needs and what this machine has, as a checklist: python -m tools.doctor [PROFILE]
+A checklist of the needs of a profile and the resources of this machine: python -m tools.doctor [PROFILE]
 
 Nothing is written, fetched or started. Exit code 1 when something that the profile needs is missing.
 """

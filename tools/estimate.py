@@ -1,5 +1,5 @@
 """
-What a card should give, from NVIDIA's measured kernels: python -m tools.estimate CARD MODEL FORMAT USERS [ENGINE]
+Estimates a card's throughput from NVIDIA's measured kernels: python -m tools.estimate CARD MODEL FORMAT USERS [ENGINE]
 
 CARD is a name of the kernels' database (h100_sxm, a100_sxm, l40s), MODEL a shape of data/shapes, FORMAT bf16, fp8 or
 mxfp4, USERS numbers with commas, ENGINE trtllm or vllm. 512 tokens in, 256 out, one GPU. The band is what our measured

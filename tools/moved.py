@@ -40,7 +40,7 @@ def moved(before, claims):
 
 
 def as_text(before, claims):
-    """What `make report` prints last."""
+    """The last lines of `make report`."""
     if before is None:
         return f"verdicts that moved: unknown, the last commit has no {FILE}"
     lines = list(moved(before, claims))

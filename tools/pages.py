@@ -96,7 +96,7 @@ def claim_row(claim):
 
 
 def kinds(claims):
-    """What each verdict and each evidence means, and how many claims have it."""
+    """The meaning of each verdict and each evidence, and how many claims have it."""
     verdicts = Counter(claim["verdict"] for claim in claims)
     evidence = Counter(claim["evidence"] for claim in claims)
     verdict_rows = [[name, says, str(verdicts[name])] for name, says in VERDICTS.items()]

@@ -40,7 +40,7 @@ class Estimate:
 
 
 def missing_resources(p, free_disk_gb, machine_memory_gib, cards):
-    """What the machine lacks for the estimate `p`, as sentences that say what to do; cards: what stage.gpus() gives."""
+    """The machine's shortages for the estimate `p`, as sentences that say what to do; cards: those of gpus()."""
     missing = []
     if free_disk_gb < p.disk_gb:
         missing.append(
@@ -83,7 +83,7 @@ def docker_storage():
 
 
 def disk_of_images(p, images, free_gb):
-    """What Docker's storage lacks, a line each; images that are there already need no more room."""
+    """The shortages of Docker's storage, a line each; images that are there already need no more room."""
     references = [image.removeprefix("docker://").split("+")[0] for image in images.values() if "docker://" in image]
     root = docker_storage() if p.images_gb and not all(map(has_image, references)) else None
     if root is None:
@@ -93,7 +93,7 @@ def disk_of_images(p, images, free_gb):
 
 
 def missing_images(images, docker_answers):
-    """What stands between this machine and the images in use; docker_answers: the engine can be reached."""
+    """The obstacles to the images in use, a line each; docker_answers: the engine can be reached."""
     missing = []
     references = sorted({image.split("+")[0] for image in images.values() if image.startswith("docker://")})
     if references and not docker_answers:
@@ -164,7 +164,7 @@ def misfit_serve(p, image, gpu_count):
 
 
 def misfits(params, images, gpu_count):
-    """What of params.yaml cannot be served as it stands, a line each; both of TensorRT-LLM's servers."""
+    """The settings of params.yaml that TensorRT-LLM's two servers cannot serve, a line each."""
     lora, served = Lora(**params["lora"]), params["repository"]
     variant = served["engine_variant"] if served["engine"] == "tensorrtllm" else None
     reasons = misfit_engine(Engine(**params["engine"]), lora, gpu_count, variant)

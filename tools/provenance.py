@@ -1,5 +1,5 @@
 """
-What an image has inside, and where that is another than this project was written for: python -m tools.provenance IMAGE
+The contents of an image, and how they differ from the tested ones: python -m tools.provenance IMAGE
 
 containers/run calls it on an image's first use. An image that has others still runs; the results then say so.
 
@@ -16,7 +16,7 @@ IMAGES = "containers/images.yaml"
 
 
 def roles(image):
-    """What an image is used for, in any profile."""
+    """The roles of an image, in any profile."""
     sets = load_yaml(IMAGES).values()
     return sorted({role for images in sets for role, reference in images.items() if reference == image})
 

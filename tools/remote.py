@@ -38,7 +38,7 @@ def connect(server, url, adapter, folder):
 
 
 def as_sentence(timing, client, limit):
-    """What was measured of one answer that came from a server."""
+    """The measurements of one answer of a server, as a sentence."""
     tokens, first, seconds = timing["tokens"], timing["ttft_seconds"], timing["seconds"]
     count = f"{'' if client.streams else 'about '}{tokens} token{'' if tokens == 1 else 's'}"
     words = [f"{count} ({client.counts})"] if tokens else []

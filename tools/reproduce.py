@@ -164,7 +164,7 @@ def followed(progress):
 
 
 def describe_error(error):
-    """What DVC says where no stage failed, in one line."""
+    """DVC's own error, if no stage failed, in one line."""
     words = f"DVC: {' '.join(str(error).split())}"
     if "dvc.lock" in words:
         words += "; `git checkout dvc.lock` and run the same again, what is finished comes back from DVC's cache"
@@ -172,7 +172,7 @@ def describe_error(error):
 
 
 def describe_failure(stage, log, error):
-    """What failed and where it says so; the end of its log goes to stderr first."""
+    """The stage that failed and its log; the end of the log goes to stderr first."""
     lines = log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:] if log.exists() else []
     print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)
     # DVC says "exited with -9" where the kernel ended the stage.
@@ -190,7 +190,7 @@ def full_message(error):
 
 
 def summary_lines():
-    """What came out, in three lines."""
+    """The results in three lines."""
     claims = read_json(results("claims") / "claims.json")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in claims["counts"].items() if count)
     yield f"verdicts: {counts}"

@@ -1,4 +1,4 @@
-"""What tools that talk with a person share: the terminal, and the environment that they run in."""
+"""The common code of interactive tools: the terminal, and the environment that they run in."""
 
 import contextlib
 import os

@@ -94,7 +94,7 @@ def label_of(server, data):
 
 
 def summarise_server(name, data, first):
-    """What a server is: engine, formats, and whether its answers are those of the first one."""
+    """A server's engine and formats, and whether its answers are those of the first one."""
     keys = ("engine", "engine_is_stand_in", "weights_format", "kv_format", "not_measured", "server_ready_seconds")
     return {
         "name": name,

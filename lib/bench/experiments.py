@@ -130,7 +130,7 @@ def with_experiment(p, name):
 
 
 def adapters_of(p, name):
-    """What the experiment serves: "lora" where its model is the fine-tuned one, otherwise "base"."""
+    """The adapters that an experiment serves: "lora" if its model is the fine-tuned one, otherwise "base"."""
     return "lora" if with_experiment(p, name).model == "lora" else "base"
 
 
@@ -195,7 +195,7 @@ def seconds_of(budget):
 
 
 class Clock:
-    """What earlier runs of this experiment here say about how long the next one takes."""
+    """Predicts how long an experiment takes from its earlier runs on this machine."""
 
     def __init__(self, path):
         self.path, self.seconds = Path(path), {"ready": {}, "points": {}}
@@ -213,5 +213,5 @@ class Clock:
 
 
 def key_of(point):
-    """What a point's duration depends on."""
+    """The part of a point's name that its duration depends on."""
     return str(point).rpartition("-r")[0]

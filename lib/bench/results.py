@@ -1,5 +1,5 @@
 """
-What the benchmark writes of a server once its points are measured, or are not to be measured (stages/bench.py).
+Writes a server's results, or the reason why it was skipped (stages/bench.py).
 
 in:   .work/<profile>/bench-EXPERIMENT-<fingerprint>/points/, servers/
 out:  results/<profile>/bench/EXPERIMENT/SERVER/points.json, points.csv
@@ -39,13 +39,13 @@ def publish(out, work, p, server_name, asked):
 
 
 def place(p, point):
-    """Where a point stands among the others: the variants one after the other, and inside by load."""
+    """Sort key of a point: by variant, then by load."""
     load = [point[name] for name in ("input_tokens_asked", "output_tokens_asked", "concurrency")]
     return [p.variants.index(point["variant"]), *load]
 
 
 def write_csv(path, repeats):
-    """One line a repeat; the certificate as its checks' verdicts, tries that it refused as their number."""
+    """One line a repeat, with the verdict of every check and the number of invalid earlier tries."""
     rows = [
         {**repeat, "invalid_reasons": "; ".join(repeat["invalid_reasons"]),
          "refused_tries": len(repeat["refused_tries"]),

@@ -15,21 +15,21 @@ from lib.bench.experiments import CUT_SHORT, LOAD_CLIENTS, Clock, key_of, second
 from lib.bench.inputs import load_of, make_inputs
 from lib.bench.results import publish, what_was_asked
 from lib.bench.triton_steps import step_times
-from lib.bench.validity import certificate, failed, never_valid, per_request
+from lib.bench.validity import check_point, failed, never_valid, per_request
 from lib.core.gpu import other_gpu_processes
 from lib.core.graph import dependencies
 from lib.core.stage import UserError, fingerprint, read_json, write_json
 from lib.core.work import work_dir
 from lib.serving.answers import exposition, sums
 from lib.serving.load import warm_up
-from lib.serving.monitor import Watch
+from lib.serving.monitor import Monitor
 from lib.serving.process import launched, run_client, serving, session, wait_until_ready
 
 LEAST_RATE = 40  # output tokens a second: a third of a 7 B model's at one user on an H100 PCIe, the slowest card for it
 
 
 def key(p, name, images):
-    """What a finished point depends on: with another key it is measured again."""
+    """Fingerprint of all that a finished point depends on; a point with another key is measured again."""
     unrelated = ("experiments", "definitions", "servers", "concurrency", "repeats", "variants", "ready_seconds",
                  "point_seconds")  # fmt: skip
     params = {name: value for name, value in asdict(p).items() if name not in unrelated}
@@ -43,19 +43,19 @@ def limit(p, point):
     return p.point_seconds + round(requests * point.output_tokens / LEAST_RATE)
 
 
-def measure(p, server, point, images, process, strangers, work):
-    """One point: the client, its numbers, the server's own counts, the certificate; in points/ when it is whole."""
+def measure(p, server, point, images, process, other_processes, work):
+    """One point, written to points/: the client's numbers, the server's own counts, the validity checks."""
     p = p.with_variant(point.variant)
     path, raw = work / "points" / f"{point}.json", work / "raw" / str(point)
     shutil.rmtree(raw, ignore_errors=True)
     raw.mkdir(parents=True)
-    watch, before = Watch(server, partial(session, process)), exposition(server)
+    monitor, before = Monitor(server, partial(session, process)), exposition(server)
     client, load = LOAD_CLIENTS[p.client], load_of(p, server, point, work)
     if p.client != "genai-perf":  # which warms the server up itself
         warm_up(load)
     log = work / f"client-{point}.log"
     command = ["containers/run", images[client.image], *client.command(load)]
-    run_client(p.client, command, log, process, limit(p, point), "bench.point_seconds and its tokens", watch)
+    run_client(p.client, command, log, process, limit(p, point), "bench.point_seconds and its tokens", monitor)
     after = exposition(server)
     start, end = (sums(text, server.counters) for text in (before, after))
     counted = {name: end[name] - start[name] for name in start.keys() & end.keys()}
@@ -64,9 +64,9 @@ def measure(p, server, point, images, process, strangers, work):
         "warmup": p.warmup(point.concurrency),
         **{name: getattr(point, name) for name in ("concurrency", "input_tokens", "output_tokens")},
     }
-    read, seen = metrics.named_as_points(client.read(raw)), watch.summary()
+    read, seen = metrics.named_as_points(client.read(raw)), monitor.summary()
     beside = len(p.servers) - 1 if p.together else 0
-    checks = certificate(read, asked, counted, seen, strangers, client.latencies(raw), beside)
+    checks = check_point(read, asked, counted, seen, other_processes, client.latencies(raw), beside)
     record = {
         "concurrency": point.concurrency,
         "input_tokens_asked": point.input_tokens,
@@ -89,7 +89,7 @@ def measure(p, server, point, images, process, strangers, work):
 
 
 def refused_tries(path):
-    """What the certificate refused of this point before, whole, oldest first: a second try does not hide the first."""
+    """The earlier, invalid tries of this point, oldest first: a second try does not hide the first."""
     last = read_json(path) if path.exists() else {"valid": True}
     return [] if last["valid"] else [*last.pop("refused_tries"), last]
 
@@ -102,7 +102,7 @@ def finished(work, point):
 
 
 def missing(plan, work):
-    """What is still to be measured of [(server, points)]."""
+    """The points of [(server, points)] that are not measured yet."""
     left = [(server, [point for point in group if not finished(work, point)]) for server, group in plan]
     return [(server, group) for server, group in left if group]
 
@@ -118,27 +118,27 @@ def sweep(name, p, inputs, images, work):
     if left:
         make_inputs(p, inputs, images, work)
     with ExitStack() as together:
-        strangers = other_gpu_processes() if p.together else None
+        other_processes = other_gpu_processes() if p.together else None
         running = start_together(name, p, inputs, left, images, work, clock, together) if p.together else {}
-        measure_groups(name, p, inputs, images, work, clock, left, deadline, running, strangers)
+        measure_groups(name, p, inputs, images, work, clock, left, deadline, running, other_processes)
 
 
-def measure_groups(name, p, inputs, images, work, clock, left, deadline, running, strangers):
+def measure_groups(name, p, inputs, images, work, clock, left, deadline, running, other_processes):
     """The points of [(server, points)], group by group; running: {name: (server, process)} of those that run already,
-    before which `strangers` were on the GPU."""
+    before which `other_processes` were on the GPU."""
     while left and time.monotonic() < deadline:
         server_name, group = left[0]
         with ExitStack() as stack:
             if server_name in running:
                 server, process = running[server_name]
             else:
-                strangers = other_gpu_processes()
+                other_processes = other_gpu_processes()
                 server, process = start(name, p, inputs, server_name, images, work, clock, stack)
-            for point in tries(group, work, strangers):
+            for point in tries(group, work, other_processes):
                 if time.monotonic() > deadline:
                     break
                 begun = time.monotonic()
-                record = measure(p, server, point, images, process, strangers, work)
+                record = measure(p, server, point, images, process, other_processes, work)
                 clock.seconds["points"][key_of(point)] = time.monotonic() - begun
                 write_json(clock.path, clock.seconds)
                 rest = [(server_name, [other for other in group if not finished(work, other)]), *left[1:]]
@@ -147,12 +147,12 @@ def measure_groups(name, p, inputs, images, work, clock, left, deadline, running
         left = left[1:]
 
 
-def tries(group, work, strangers):
-    """The points of a server start, and once more those that its certificate refused: kernels that are compiled on
+def tries(group, work, other_processes):
+    """The points of a server start, and once more those that were not valid: kernels that are compiled on
     first use, a neighbour that came by. Another start would cost more than they do; it alone helps where others were on
     the GPU before."""
     yield from group
-    if not strangers:
+    if not other_processes:
         yield from [point for point in group if not finished(work, point)]
 
 

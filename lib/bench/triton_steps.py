@@ -1,5 +1,5 @@
 """
-Where a request's time goes inside Triton: the Python steps around the engine, by Triton's own counters.
+The time of a request inside Triton: the Python steps around the engine, by Triton's own counters.
 
 The engine's model is decoupled: it takes a request over and returns at once, so Triton counts no time of it.
 """

@@ -16,14 +16,14 @@ DRIFT, DRIFT_REQUESTS = 0.25, 12
 CORES_SHARE = 0.5
 
 
-def certificate(point, asked, counted, seen, strangers, latencies, beside=0):
+def check_point(point, asked, counted, seen, other_processes, latencies, beside=0):
     """[{check, verdict, reason}] of one point; verdict is "pass", "fail" or "unknown".
 
     point: what the client measured; asked: {requests, warmup, concurrency, input_tokens, output_tokens}; counted: the
-    server's own counts during the load, warm-up included, with missing ones left out; seen: Watch.summary();
-    strangers: processes on the GPU before the server started, None where that cannot be known; latencies: seconds of
-    every request in the order of sending, None where the client did not keep them; beside: other servers of the
-    experiment that share the GPU and have no load.
+    server's own counts during the load, warm-up included, with missing ones left out; seen: Monitor.summary();
+    other_processes: those on the GPU before the server started, None if unknown; latencies: seconds of every request in
+    the order of sending, None if the client did not keep them; beside: other servers of the experiment that share the
+    GPU and have no load.
     """
     return [
         {"check": name, "verdict": verdict, "reason": reason}
@@ -37,7 +37,7 @@ def certificate(point, asked, counted, seen, strangers, latencies, beside=0):
             "concurrency": concurrency(point, asked["concurrency"]),
             "client": share("the client", seen["client_cores"]),
             "other programs": share("other programs", seen["other_cores"]),
-            "GPU alone": gpu_alone(strangers, beside),
+            "GPU alone": gpu_alone(other_processes, beside),
             "GPU clocks": gpu_clocks(seen),
         }.items()
     ]
@@ -119,11 +119,11 @@ def share(who, cores):
     return "fail" if cores > CORES_SHARE * machine else "pass", f"{who} used {cores:.2f} of {machine} cores"
 
 
-def gpu_alone(strangers, beside):
-    if strangers is None:
+def gpu_alone(other_processes, beside):
+    if other_processes is None:
         return "unknown", "no NVIDIA GPU"
-    numbers = ", ".join(map(str, strangers))
-    if strangers:
+    numbers = ", ".join(map(str, other_processes))
+    if other_processes:
         return "fail", f"processes {numbers} were on the GPU before"
     return "pass", "nothing was on the GPU" + (f" before; {beside} other servers on it had no load" if beside else "")
 

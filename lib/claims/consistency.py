@@ -51,7 +51,7 @@ def decimals(value):
 
 
 def interval(value):
-    """What a printed figure may be: half of its last digit up or down; an integer is exact."""
+    """The range of a printed figure: half of its last digit up or down; an integer is exact."""
     half = 0.5 * 10 ** -decimals(value) if isinstance(value, Printed) else 0.0
     return value - half, value + half
 

@@ -42,7 +42,7 @@ def lookup(data, key):
 
 
 def facts_of(data):
-    """What a result file states about itself: its plain values, those of its sections, and the GPUs it ran on."""
+    """The facts in a result file: its plain values, those of its sections, and the GPUs it ran on."""
     flat = {key: value for part in data.values() if isinstance(part, dict) for key, value in part.items()} | data
     facts = {key: value for key, value in flat.items() if isinstance(value, str | int | float)}
     if "name" in flat:

@@ -88,7 +88,7 @@ def source_outcomes(claim):
 
 
 def address(source):
-    """Where a source stands: repository@version path:line."""
+    """The place of a source: repository@version path:line."""
     line = f":{source['line']}" if isinstance(source["line"], int) else f", {source['line']}"
     return f"{source['repo']}@{source['at']} {source['path']}{line}"
 
@@ -142,7 +142,7 @@ def band_of(folder, where):
 
 
 def reasons_of(folder, asked):
-    """What the estimates that a claim reads were made from, and what is missing in them."""
+    """The origin of the estimates that a claim reads, and the parts that are missing in them."""
     points = [
         lookup(optional(folder / where["file"]), where["key"].rpartition(".")[0]) for where in asked.figures.values()
     ]

@@ -1,6 +1,6 @@
 """
-What was so, beside what a load client says of it (stages/client_accuracy.py): what the mock server wrote down, or
-what vLLM counted, and whether that is the load that was asked for.
+Ground truth against a load client's report (stages/client_accuracy.py): the mock server's record, or vLLM's counts,
+and whether these match the load.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def statistics(values):
 
 
 def true_numbers(requests):
-    """What a client that makes no mistake says of the requests that the mock wrote down: our names -> ms, tokens/s."""
+    """The exact metrics of the requests that the mock wrote down: our names -> ms, tokens/s."""
     measured = {name: [] for name in TIMES}
     for request in requests:
         written, arrived = request["written"], request["arrived"]
@@ -105,7 +105,7 @@ def judge_run(load, reported, seconds, requests):
 
 
 def server_counts(load, before, after):
-    """What vLLM counted between two readings, a request; whether that is the load that was asked for."""
+    """vLLM's counts between two readings, per request, and whether they match the load."""
     more = {name: after[name] - before[name] for name in COUNTERS if name in before and name in after}
     requests = more.pop("requests", 0)
     each = {name: value / requests for name, value in more.items()} if requests else {}

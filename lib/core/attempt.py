@@ -4,7 +4,7 @@ Looking never hurts measuring: an observer's question that fails gives None, whi
 
 
 def attempt(question, *words):
-    """What a question gives, or None, whatever it meets: a process gone, a broken /proc, a driver that is silent."""
+    """The answer to a question, or None after any exception: a process gone, a broken /proc, a silent driver."""
     try:
         return question(*words)
     except Exception:

@@ -1,5 +1,5 @@
 """
-What the driver says of the NVIDIA GPUs: which there are, what they do, and who uses them.
+The NVIDIA GPUs as the driver sees them: which there are, what they do, and who uses them.
 
 The list comes from nvidia-smi, which every machine with a driver has; figures under load come from NVML. A question
 that the driver does not answer gives None (unknown), never an exception.

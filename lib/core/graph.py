@@ -1,5 +1,5 @@
 """
-What a stage depends on, as dvc.yaml and studies/dvc.yaml name it.
+The dependencies of a stage, as dvc.yaml and studies/dvc.yaml name them.
 """
 
 import re

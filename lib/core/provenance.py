@@ -1,5 +1,5 @@
 """
-What made a number: image, lock, commit, GPUs, versions.
+The origin of a number: image, lock, commit, GPUs, versions.
 """
 
 import os
@@ -20,7 +20,7 @@ def write_metrics(path, numbers):
 
 
 def made_by():
-    """What makes a number: the image reference, its lock, the commit, the GPUs with driver, the package versions."""
+    """The origin of a number: the image reference, its lock, the commit, the GPUs with driver, the package versions."""
     return {
         "image": os.environ.get("REPO_IMAGE", "host:"),
         "lock_sha256": os.environ.get("REPO_LOCK"),

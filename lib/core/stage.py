@@ -1,5 +1,5 @@
 """
-What every stage shares: parameters in, numbers out, errors in one line. Nothing else belongs here,
+The common code of all stages: parameters in, numbers out, errors in one line. Nothing else belongs here,
 for a change to this file makes DVC run every stage again.
 """
 

@@ -116,5 +116,5 @@ def config_folder(config):
 
 
 def describe(card, engine):
-    """What made an estimate, in a sentence's part: engine, version and card of the kernels."""
+    """The origin of an estimate, as part of a sentence: engine, version and card of the kernels."""
     return f"{ENGINES[engine]} {database(card, engine).version} on {card}"

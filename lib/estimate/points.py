@@ -1,5 +1,5 @@
 """
-What is estimated: every measured vLLM point of the runs, and serving points that no run here can measure.
+The estimated points: every measured vLLM point of the runs, and serving points that no run here can measure.
 """
 
 from lib.analysis.machine_limit import point_limit, speculates, tensor_parallel_gpus
@@ -167,7 +167,7 @@ def notes(entry):
 
 
 def band_reasons(engine):
-    """What a reader should know of a band."""
+    """The limits of a band's meaning, as sentences."""
     if engine == "vllm":
         return ["the band is that of vLLM's points in this format, measured on an H200"]
     return ["the band is vLLM's widest of all formats, measured on an H200; no point of this engine was measured here"]

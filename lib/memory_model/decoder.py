@@ -1,5 +1,5 @@
 """
-The decoder of a Llama in a rehearsal of fine-tuning (lib/memory_model/step.py): its operations, plain, checkpointed and
+The decoder of a Llama in the memory simulation (lib/memory_model/step.py): its operations, plain, checkpointed and
 compiled, as transformers 4.57 (modeling_llama.py), peft 0.17 (tuners/lora), bitsandbytes 0.48 and liger 0.6 do them.
 """
 

@@ -22,7 +22,7 @@ class Shape:
 
 @dataclass
 class Setting:
-    """What decides the memory of a fine-tuning besides the model."""
+    """The settings that decide the memory of a fine-tuning, besides the model."""
 
     method: str
     rank: int

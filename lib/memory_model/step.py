@@ -1,5 +1,5 @@
 """
-A rehearsal of fine-tuning without a GPU: a training step's operations on tensors without numbers
+A simulation of fine-tuning without a GPU: a training step's operations on tensors without numbers
 (lib/memory_model/tensors.py), in the order and with the lifetimes that they have in transformers 4.57
 (modeling_llama.py), peft 0.17 (tuners/lora), bitsandbytes 0.48, TRL 0.25 (SFTTrainer.compute_loss), accelerate 1.11
 and liger 0.6 under bf16 autocast on CUDA. The real step's peak comes out, by what it is for.
@@ -15,7 +15,7 @@ WORKSPACE = 32 * MIB
 CHUNK = 128  # tokens at a time in TRL's entropy_from_logits
 
 
-class Rehearsal(Decoder):
+class Simulation(Decoder):
     """Loading, training steps and evaluations of one model under one setting, on a fresh GPU."""
 
     def __init__(self, shape, setting):

@@ -65,7 +65,7 @@ class Tensor:
 
 
 class Leaf:
-    """Where a gradient ends: a weight of the adapter (with its size), or the input of a checkpointed layer."""
+    """The end of a gradient: a weight of the adapter (with its size), or the input of a checkpointed layer."""
 
     __slots__ = ("count", "grad")
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from lib.memory_model.allocator import MIB
 from lib.memory_model.inputs import Batch, Setting, Shape
-from lib.memory_model.step import Rehearsal, state_sizes
+from lib.memory_model.step import Simulation, state_sizes
 from lib.model.shapes import head_size, linear_shapes
 from lib.training.config import METHODS, with_variant
 
 # What the process holds beside torch's memory: the driver's context, cuBLAS, bitsandbytes and others. The one number
 # that is measured and not derived: NVML's figure less torch's reserved memory, on an H200 (driver 580, torch 2.11).
 CONTEXT = 796 * MIB
-# Micro-batches that are rehearsed: enough for the peak, the largest one of the epochs is always among them.
+# Micro-batches that are simulated: enough for the peak, the largest one of the epochs is always among them.
 LIMIT = 64
 
 
@@ -35,7 +35,7 @@ def shape_of(config):
 
 
 def setting_of(method, p, lora):
-    """What of a fine-tuning's parameters decides its memory."""
+    """The parameters of a fine-tuning that decide its memory."""
     given = {name: getattr(p, name) for name in Setting.__dataclass_fields__ if hasattr(p, name)}
     return Setting(method=method, rank=lora.r, dropout=lora.dropout, targets=tuple(lora.target_modules), **given)
 
@@ -52,7 +52,7 @@ def in_batches(lengths, size, padding_free):
 
 
 def training_steps(p, lengths):
-    """The optimiser steps that are rehearsed, as lists of micro-batches, in an order drawn with the run's seed (not the
+    """The optimiser steps that are simulated, as lists of micro-batches, in an order drawn with the run's seed (not the
     trainer's own); cut to LIMIT micro-batches, of which the last is then the largest of all that were left out."""
     if p.packing:
         pieces = min(LIMIT, sum(lengths) // p.packing * p.epochs // p.micro_batch or 1)
@@ -71,7 +71,7 @@ def training_steps(p, lengths):
     return steps[:left]
 
 
-def rehearsal_plan(p, rows):
+def simulation_plan(p, rows):
     """(training steps, evaluation batches, steps after which it evaluates) of a fine-tuning on rows of these tokens."""
     lengths = {part: [min(length, p.max_tokens) for length in rows[part]] for part in ("train", "validation")}
     steps = training_steps(p, lengths["train"])
@@ -79,17 +79,17 @@ def rehearsal_plan(p, rows):
     return steps, evaluation, {n for n in range(1, len(steps) + 1) if n % p.eval_steps == 0 or n == len(steps)}
 
 
-def rehearse(config, lora, method, p, rows):
+def simulate(config, lora, method, p, rows):
     """The predicted memory of one fine-tuning: {phases, peak_phase, terms, process_bytes, ...}, in bytes.
 
     rows: {"train": [...], "validation": [...]}, the tokens of each row. A phase's `terms` add up to what is allocated
     at its peak; those of the whole are the peak phase's, with the allocator's slack and the context.
     """
-    steps, evaluation, evaluates = rehearsal_plan(p, rows)
-    rehearsal, phases = Rehearsal(shape_of(config), setting_of(method, p, lora)), {}
+    steps, evaluation, evaluates = simulation_plan(p, rows)
+    simulation, phases = Simulation(shape_of(config), setting_of(method, p, lora)), {}
 
     def mark(phase):
-        new, old = rehearsal.memory.take_peak(), phases.get(phase)
+        new, old = simulation.memory.take_peak(), phases.get(phase)
         highest = old if old and old["allocated_bytes"] >= new["allocated"] else None
         phases[phase] = {
             "allocated_bytes": highest["allocated_bytes"] if highest else new["allocated"],
@@ -98,19 +98,19 @@ def rehearse(config, lora, method, p, rows):
             "terms": highest["terms"] if highest else new["terms"],
         }
 
-    rehearsal.load()
+    simulation.load()
     mark("load")
     for number, step in enumerate(steps, start=1):
-        rehearsal.train(step)
+        simulation.train(step)
         mark("first_step" if number == 1 else "steady")
         if number in evaluates:
             for batch in evaluation:
-                rehearsal.evaluate(batch)
+                simulation.evaluate(batch)
             mark("eval")
     peak = max(phases, key=lambda phase: phases[phase]["allocated_bytes"])
     reserved = max(phase["reserved_bytes"] for phase in phases.values())
     slack = reserved - phases[peak]["allocated_bytes"]
-    paged = sum(state_sizes(p.optimizer, leaf.count)[1] for leaf in rehearsal.weights())
+    paged = sum(state_sizes(p.optimizer, leaf.count)[1] for leaf in simulation.weights())
     return {
         "training_tokens": max(batch.tokens for step in steps for batch in step),
         "evaluation_tokens": max(batch.tokens for batch in evaluation),
@@ -142,8 +142,8 @@ def predict_variants(config, lora, p, rows):
             }
             continue
         patched, lengths = replace(patched, seed=p.seed), rows[patched.template]
-        key = repr([setting_of(method, patched, lora), *rehearsal_plan(patched, lengths)])
+        key = repr([setting_of(method, patched, lora), *simulation_plan(patched, lengths)])
         if key not in known:
-            known[key] = rehearse(config, lora, method, patched, lengths)
+            known[key] = simulate(config, lora, method, patched, lengths)
         predictions[variant] = known[key]
     return predictions

@@ -1,5 +1,5 @@
 """
-What a model consists of, from its config alone: every tensor of a Llama, a gpt-oss and a GPT-2, in Hugging Face's
+The tensors of a model, from its config alone: those of a Llama, a gpt-oss and a GPT-2, in Hugging Face's
 names. llm-jp-1.3b.json is the config of llm-jp/llm-jp-1.3b-v1.0 as models derived from it carry it, with the names that
 transformers takes for all models (hidden_size for n_embd).
 """

@@ -34,7 +34,7 @@ def questions(p, dataset):
 
 
 def drawn(names, popularity, count, seed):
-    """Which adapter each of `count` requests names, by popularity; the first name is the most popular."""
+    """The adapter that each of `count` requests names, by popularity; the first name is the most popular."""
     weights = [POPULARITY[popularity](rank) for rank in range(1, len(names) + 1)]
     return random.Random(seed).choices(names, weights, k=count)
 

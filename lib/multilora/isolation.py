@@ -39,7 +39,7 @@ class Asking:
         run_client(name, command, log, self.process, self.p.client_seconds, "multilora.client_seconds")
 
     def ask(self, name, loads):
-        """What stages/workers/stream_client.py gives of each load."""
+        """The answers to each load, by stages/workers/stream_client.py."""
         write_json(self.out / f"{name}.ask.json", loads)
         answers = self.out / f"{name}.told.json"
         self.client(name, "-m", "stages.workers.stream_client", self.out / f"{name}.ask.json", answers)

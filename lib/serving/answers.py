@@ -1,5 +1,5 @@
 """
-What a running server tells of itself: its version, and its own counters and gauges.
+The answers of a running server about itself: its version, counters and gauges.
 """
 
 import json

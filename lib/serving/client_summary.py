@@ -1,5 +1,5 @@
 """
-What a load client wrote of one run, under our names; genai-perf and its successor AIPerf write the same form.
+Reads the summary that a load client wrote of one run, under our names; genai-perf and AIPerf write the same form.
 
   tpot_ms   of a request: (latency - ttft) / (output tokens - 1), over requests; genai-perf and AIPerf call it ITL
   itl_ms    the gaps between an answer's chunks, those of all requests together; AIPerf calls it inter-chunk latency
@@ -31,7 +31,7 @@ METRICS = {
 
 
 def key_of(name, statistic):
-    """What a statistic of a metric is called, in what a client reads and in points.json."""
+    """The key of a metric's statistic, in the numbers that a client reads and in points.json."""
     return name if statistic == "avg" and not name.endswith("_ms") else f"{name}_{statistic}"
 
 

@@ -1,5 +1,5 @@
 """
-What a machine does while a client loads a server: once a second the server's own gauges, the CPU time of client and
+Monitors the machine while a client loads a server: once a second the server's gauges, the CPU time of client and
 server, and what NVML says about the GPUs. A look takes milliseconds; without a GPU or a gauge its part is missing.
 """
 
@@ -16,7 +16,7 @@ from lib.serving.containers import container_cpu_seconds, container_name
 INTERVAL_SECONDS = 1.0
 
 
-class Watch:
+class Monitor:
     """look() from time to time, with the processes of the client; samples then holds one dict a second."""
 
     def __init__(self, server, server_processes):

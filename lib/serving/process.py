@@ -200,7 +200,7 @@ def wait_until_ready(server, process, seconds, key):
     return time.monotonic() - begun
 
 
-def run_client(name, command, log, server_process, seconds, key, watch=None):
+def run_client(name, command, log, server_process, seconds, key, monitor=None):
     """Run a client to its end while its server lives, watched (lib/serving/monitor.py); UserError when either fails, or
     when the client takes longer than `seconds`, which params.yaml has under `key`. server_process: None without one."""
     prepare(command)
@@ -212,8 +212,8 @@ def run_client(name, command, log, server_process, seconds, key, watch=None):
                 raise UserError(f"the server stopped ({words}) while it was measured")
             if time.monotonic() > deadline:
                 raise UserError(f"{name} took longer than {seconds} s ({key}); its output: {log}")
-            if watch:
-                attempt(watch.look, partial(session, client))
+            if monitor:
+                attempt(monitor.look, partial(session, client))
             with suppress(subprocess.TimeoutExpired):
                 client.wait(0.2)
     if client.returncode:

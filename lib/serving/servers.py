@@ -103,7 +103,7 @@ class Triton:
 
 
 def mpirun(words, world_size):
-    """What launch_triton_server.py starts and leaves behind, here in the foreground: a tritonserver a GPU.
+    """The command of launch_triton_server.py, in the foreground: one tritonserver for each GPU.
 
     All but the first load the engine alone; each has shared memory of its own.
     """

@@ -9,7 +9,7 @@ SYSTEMS = ("one", "static", "continuous", "vllm")
 
 @dataclass
 class Method:
-    """What is done to a Transformers model; vLLM has no entry but a name."""
+    """A change to a Transformers model; vLLM's entry is only a name."""
 
     says: str
     attention: str = "sdpa"  # eager: every operation of attention by itself, as before torch 2.0

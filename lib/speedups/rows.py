@@ -25,7 +25,7 @@ def not_run(machine, task):
 
 
 def published_seconds(listed):
-    """What all rows of the variant published took; None where one of them was not measured, or none was asked for."""
+    """The seconds of all rows of the variant published; None if one was not measured, or none was asked for."""
     took = [row.get("wall_seconds") for row in listed if row["variant"] == "published"]
     return sum(took) if took and None not in took else None
 

@@ -93,6 +93,6 @@ def run_tasks(p, todo, work):
 
 
 def last_line(log):
-    """What a program said last; for a Python program that failed, its error."""
+    """The last line of a program's output; for a Python program that failed, its error."""
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

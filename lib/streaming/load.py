@@ -1,6 +1,6 @@
 """
-What the studies streaming and multilora share: what they ask of stages/workers/stream_client.py, how a server's
-result begins, and what stands there of a server that is not measured.
+The common code of the studies streaming and multilora: the loads for stages/workers/stream_client.py, the facts at the
+beginning of a server's result, and the result of a server that is not measured.
 """
 
 import shutil

@@ -23,7 +23,7 @@ class Text:
         self.decode, self.shown = decode, 0
 
     def of(self, ids):
-        """What is new in the text of `ids`, all tokens so far."""
+        """The new part of the text of `ids`, all tokens so far."""
         # A character of several tokens is U+FFFD until its last one is there.
         text = self.decode(ids).rstrip("\ufffd").strip()
         # With byte fallback the characters before an unfinished one turn to U+FFFD too: text is shorter then.

@@ -1,6 +1,6 @@
 """
-What `style` counts in an answer: MEASURES by language, functions of an Answer whose docstring is the definition that
-every table shows. A measure is a number, or None where the answer holds nothing of what is counted.
+The measures of style: MEASURES by language, functions of an Answer whose docstring is the definition that every table
+shows. A measure is a number, or None if the answer holds nothing to count.
 
 A sentence ends at 。！？!? outside a quotation, at a full stop before white space, or with its line. The last piece of
 an answer that was cut is no sentence; what is not about sentences takes the text that is there. Japanese is counted in

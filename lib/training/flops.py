@@ -1,6 +1,6 @@
 """
-What share of the card's arithmetic a fine-tune uses: the model's operations a second over the rate at which the same
-card multiplies large matrices.
+Utilisation of a fine-tuning: the model's operations a second over the rate at which the same card multiplies large
+matrices.
 """
 
 import time

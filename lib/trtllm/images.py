@@ -19,13 +19,13 @@ WRITTEN_FOR = "data/written_for.yaml"
 
 
 def record(image):
-    """Where containers/run looks whether what an image has inside was written down: by the image's digest."""
+    """The record of an image's contents, by its digest; containers/run looks for it."""
     digest, plus, packages = image.rpartition("@sha256:")[2].partition("+")
     return Path(".cache/images") / f"{digest[:12]}{plus}{packages}.json"
 
 
 def look(image):
-    """What stages/workers/inspect_image.py finds inside `image`, kept by its digest; UserError when it cannot be run
+    """The contents of `image`, by stages/workers/inspect_image.py, kept by its digest; UserError if that cannot run
     there."""
     if image.startswith("docker://") and record(image).exists():
         return read_json(record(image))
@@ -42,7 +42,7 @@ def look(image):
 
 
 def differences(role, contents):
-    """Where an image is another than the one written for, as sentences; a version may be given by its beginning."""
+    """Messages for each difference from the tested image; versions match by prefix."""
     wanted = load_yaml(WRITTEN_FOR)[role]
     reasons = [
         f"{package} is {contents['versions'].get(package)}, this was written for {version}"

@@ -86,7 +86,7 @@ def generate_options(task, method):
 
 
 def kernels(task, method):
-    """What SDPA may choose from. A static cache comes with a mask, which the flash kernel of a GPU does not take."""
+    """The kernels that SDPA may choose from: a GPU's flash kernel does not take the mask of a static cache."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     if not method.flash_only:

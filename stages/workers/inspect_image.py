@@ -1,5 +1,5 @@
 """
-What an image has inside, as JSON on stdout: python3 stages/workers/inspect_image.py, run in it, with its own Python
+The contents of an image as JSON on stdout: python3 stages/workers/inspect_image.py, run in it, with its own Python
 alone.
 
 versions of the packages that decide what is built, sha256 of the scripts that we call, the placeholders of every

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from lib.serving import process as processes
-from lib.serving.monitor import Watch
+from lib.serving.monitor import Monitor
 from lib.serving.process import run_client, session, started
 
 SECONDS = 30
@@ -65,13 +65,13 @@ def test_short_processes_beside_it_hurt_no_measurement(tmp_path):
     with churn(tmp_path / "churn") as count:
         while (spent := time.monotonic() - begun) < SECONDS:
             with started(SERVER, tmp_path / "server.log") as server:
-                watch = Watch(Silent, partial(session, server))
-                run_client("client", ["sleep", "1.5"], tmp_path / "client.log", server, 20, "a.key", watch)
+                monitor = Monitor(Silent, partial(session, server))
+                run_client("client", ["sleep", "1.5"], tmp_path / "client.log", server, 20, "a.key", monitor)
                 until = time.monotonic() + 4  # a stat of a process just when it is reaped is rare
                 while time.monotonic() < until:
                     assert len(session(server)) == 3
             assert alive(server.pid) == []
-            assert watch.samples and all(sample["server_cpu_seconds"] is not None for sample in watch.samples)
+            assert monitor.samples and all(sample["server_cpu_seconds"] is not None for sample in monitor.samples)
             rounds += 1
         assert count() / spent > RATE
     assert rounds > 3
@@ -100,10 +100,10 @@ def test_what_an_observer_cannot_tell_is_unknown(tmp_path, monkeypatch, broken):
 
     monkeypatch.setattr(f"lib.serving.monitor.{broken}", fails)
     with started(["sleep", "300"], tmp_path / "server.log") as server:
-        watch = Watch(Silent, partial(session, server))
-        run_client("client", ["sleep", "1.5"], tmp_path / "client.log", server, 20, "a.key", watch)
-    assert len(watch.samples) > 1
-    summary = watch.summary()
+        monitor = Monitor(Silent, partial(session, server))
+        run_client("client", ["sleep", "1.5"], tmp_path / "client.log", server, 20, "a.key", monitor)
+    assert len(monitor.samples) > 1
+    summary = monitor.summary()
     assert summary["batch_mean"] is None
     assert (summary["client_cores"] is None) == (broken != "read_metrics")
 

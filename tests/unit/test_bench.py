@@ -282,11 +282,11 @@ def took(monkeypatch):
         clock.seconds["ready"][server_name] = 5
         return None, None
 
-    def ten_seconds(p, server, point, client_image, process, strangers, work):
+    def ten_seconds(p, server, point, client_image, process, other_processes, work):
         now[0] += 10
         measured.append((point.server, point.concurrency))
-        found = POINT | {"valid": not strangers, "ttft_ms_p50": None, "output_tokens_per_second": None}
-        found |= {"invalid_reasons": ["strangers"] if strangers else [], "checks": []}
+        found = POINT | {"valid": not other_processes, "ttft_ms_p50": None, "output_tokens_per_second": None}
+        found |= {"invalid_reasons": ["other_processes"] if other_processes else [], "checks": []}
         found |= {"tokens_counted_by": "client"}
         found |= {"input_tokens_asked": 64, "output_tokens_asked": 32, "concurrency": 1, "variant": "corrected"}
         write_json(work / "points" / f"{point}.json", found)

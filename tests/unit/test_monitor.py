@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib.core.gpu import gpu_sample, other_gpu_processes
-from lib.serving.monitor import Watch, gpu_summary
+from lib.serving.monitor import Monitor, gpu_summary
 
 
 class NVMLError(Exception):
@@ -84,4 +84,4 @@ def test_workers_of_a_stopped_server_are_not_other_processes(nvml):
 def test_a_driver_that_does_not_answer_is_no_gpu(nvml):
     nvml.nvmlInit = refused
     assert other_gpu_processes() is None
-    assert Watch(SimpleNamespace(gauges={}), list).gpus == []
+    assert Monitor(SimpleNamespace(gauges={}), list).gpus == []

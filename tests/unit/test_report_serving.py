@@ -204,7 +204,7 @@ def test_a_search_on_a_busy_machine_names_no_winner():
     servers = {server: read_json(CPU / f"bench/search/{server}/points.json") for server in ("vllm", "vllm-ngram")}
     blocks = list(serving.experiment_blocks("search", summarise_experiment(servers, None)))
     (_, points), (_, ratios), *_ = tables(blocks)
-    assert {row[-2] for row in points} == {"1 of 3"}  # of each load, one repeat passed its certificate
+    assert {row[-2] for row in points} == {"1 of 3"}  # of each load, one repeat passed its checks
     assert {row[3] for row in ratios} == {"no verdict: fewer than 3 repeats"}
     assert [b[1] for b in blocks if b[0] == "text"][-1].endswith("on the fastest, for that needs three repeats.")
     (fold,) = [block for block in blocks if block[0] == "fold" and "vllm-ngram" in block[1]]
@@ -279,7 +279,7 @@ def test_a_step_within_the_noise_says_so(walked):
     assert rows[1][3].endswith("%")
 
 
-# The certificate
+# The validity checks
 
 
 def test_the_validity_table_gives_reasons_of_failed_checks(walked):

@@ -114,7 +114,7 @@ def test_int8_and_int4_are_not_run_on_a_cpu_and_say_why():
 def test_a_run_that_was_cut_off_goes_on_with_what_is_missing(tmp_path, monkeypatch):
     started = []
 
-    def client(name, command, log, process, seconds, key, watch):
+    def client(name, command, log, process, seconds, key, monitor):
         started.append(name)
         write_json(command[-1], {"made": name})
 

@@ -6,11 +6,11 @@ import pytest
 from bench_inputs import POINT, RECORDED
 from conftest import every_input
 
-from lib.bench.validity import certificate, steady
+from lib.bench.validity import check_point, steady
 from lib.core.stage import UserError
 from lib.serving import servers
 from lib.serving.clients import GenaiPerf
-from lib.serving.monitor import Watch, cores
+from lib.serving.monitor import Monitor, cores
 
 
 def single_requests(tmp_path, name, change=lambda text: text):
@@ -47,12 +47,12 @@ SEEN = {"client_cores": 0.1, "other_cores": 0.1, "gpu_slowed": [], "gpu_sm_mhz":
         "gpu_celsius_max": 61, "gpu_capped": 0.25}  # fmt: skip
 
 
-def checked(point=None, asked=None, counted=None, seen=None, strangers=(), latencies=(2.0,) * 12, beside=0):
+def checked(point=None, asked=None, counted=None, seen=None, other_processes=(), latencies=(2.0,) * 12, beside=0):
     """{check: (verdict, reason)} of a good point on a GPU with some of its figures changed."""
     counted = COUNTED | (counted or {})
     counted = {name: value for name, value in counted.items() if value is not None}
     point, asked, seen = POINT | (point or {}), ASKED | (asked or {}), SEEN | (seen or {})
-    checks = certificate(point, asked, counted, seen, strangers, latencies, beside)
+    checks = check_point(point, asked, counted, seen, other_processes, latencies, beside)
     return {one["check"]: (one["verdict"], one["reason"]) for one in checks}
 
 
@@ -91,8 +91,8 @@ def test_what_was_asked_on_a_quiet_gpu_passes_every_check():
         ({"seen": {"client_cores": 900.0}}, "client", "fail", "the client used 900.00 of"),
         ({"seen": {"other_cores": 900.0}}, "other programs", "fail", "other programs used 900.00 of"),
         ({"seen": {"other_cores": None}}, "other programs", "unknown", "nothing tells what other programs used"),
-        ({"strangers": [4711]}, "GPU alone", "fail", "processes 4711 were on the GPU before"),
-        ({"strangers": None}, "GPU alone", "unknown", "no NVIDIA GPU"),
+        ({"other_processes": [4711]}, "GPU alone", "fail", "processes 4711 were on the GPU before"),
+        ({"other_processes": None}, "GPU alone", "unknown", "no NVIDIA GPU"),
         ({"beside": 3}, "GPU alone", "pass", "nothing was on the GPU before; 3 other servers on it had no load"),
         ({"seen": {"gpu_slowed": ["hardware thermal slowdown"]}}, "GPU clocks", "fail",
          "hardware thermal slowdown; 1980 MHz, 650 W, at most 61 °C"),
@@ -115,12 +115,12 @@ def sample(seconds, running, client, server, everything):
 
 
 def test_cpu_time_is_split_into_client_server_and_others():
-    watch = Watch(servers.Vllm("base", every_input()), list)
-    watch.samples = [
+    monitor = Monitor(servers.Vllm("base", every_input()), list)
+    monitor.samples = [
         sample(0, 0, 0, 0, 0), sample(1, 2, 5, 1, 8), sample(2, 4, 5.25, 2.5, 10), sample(3, 4, 5.5, 4, 12),
         sample(9, 0, 15, 4, 30),  # the client works up its results: no load any more
     ]  # fmt: skip
-    seen = watch.summary()
+    seen = monitor.summary()
     assert (seen["client_cores"], seen["server_cores"], seen["other_cores"]) == (0.25, 1.5, 0.25)
     assert seen["batch_max"] == 4 and seen["batch_mean"] == pytest.approx(10 / 3)
     assert seen["gpu_watts"] is None and seen["queue_mean"] is None

@@ -1,4 +1,4 @@
-"""stages/vram.py: the memory of fine-tuning from a config alone, and its peak from a rehearsal without a GPU."""
+"""stages/vram.py: the memory of fine-tuning from a config alone, and its peak from a simulation without a GPU."""
 
 import json
 
@@ -9,9 +9,9 @@ from lib.core.stage import write_json
 from lib.memory_model import variants as memory_model_variants
 from lib.memory_model.allocator import MIB, Allocator
 from lib.memory_model.inputs import Batch, Setting
-from lib.memory_model.step import Rehearsal, state_sizes
+from lib.memory_model.step import Simulation, state_sizes
 from lib.memory_model.tensors import TERMS, Node
-from lib.memory_model.variants import CONTEXT, LIMIT, predict_variants, rehearse, shape_of, training_steps
+from lib.memory_model.variants import CONTEXT, LIMIT, predict_variants, shape_of, simulate, training_steps
 from lib.training.config import METHODS, Finetune, Lora
 from stages.vram import GPT2_XL, gpt_activations, kept_bytes, predict
 
@@ -166,10 +166,10 @@ def saved_bytes(loss):
     return sum(found.values())
 
 
-def rehearsed(case):
+def simulated(case):
     """(bytes kept for the backward pass, peak of a training step) of a probe's case."""
     changes = {key: case[key] for key in ("method", "dropout", "gradient_checkpointing", "padding_free")}
-    run = Rehearsal(shape_of(case["config"]), setting(rank=case["r"], targets=tuple(case["targets"]), **changes))
+    run = Simulation(shape_of(case["config"]), setting(rank=case["r"], targets=tuple(case["targets"]), **changes))
     lengths, free = case["lengths"], case["padding_free"]
     batch = Batch(1, sum(lengths), False) if free else Batch(len(lengths), max(lengths), len(set(lengths)) > 1)
     loss = run.loss(batch)
@@ -185,7 +185,7 @@ def steps(small_tree):
 
 
 def test_saved_tensors_match_torch_to_the_byte(steps):
-    assert [(rehearsed(case)[0], case) for case in steps if rehearsed(case)[0] != case["kept"]] == []
+    assert [(simulated(case)[0], case) for case in steps if simulated(case)[0] != case["kept"]] == []
     for key, values in {
         "method": METHODS,
         "gradient_checkpointing": (True, False),
@@ -197,7 +197,7 @@ def test_saved_tensors_match_torch_to_the_byte(steps):
 
 
 def test_the_peak_matches_torch_within_2_percent(steps):
-    off = {number: rehearsed(case)[1] / case["peak"] - 1 for number, case in enumerate(steps)}
+    off = {number: simulated(case)[1] / case["peak"] - 1 for number, case in enumerate(steps)}
     assert {number: error for number, error in off.items() if abs(error) > 0.02} == {}
 
 
@@ -208,7 +208,7 @@ def test_the_layer_formula_matches_one_more_layer(method, dropout):
     of, lora = setting(method=method, dropout=dropout), Lora(4, 8, dropout, ALL)
 
     def kept(layers, tokens):
-        run = Rehearsal(shape_of(config | {"num_hidden_layers": layers}), of)
+        run = Simulation(shape_of(config | {"num_hidden_layers": layers}), of)
         return saved_bytes(run.loss(Batch(1, tokens, False)))
 
     by_token = (kept(3, 100) - kept(2, 100)) - (kept(3, 99) - kept(2, 99))
@@ -219,7 +219,7 @@ def test_the_layer_formula_matches_one_more_layer(method, dropout):
 
 
 def test_checkpointing_keeps_the_input_of_each_layer_alone():
-    run = Rehearsal(shape_of(shape("llama-2-7b")), setting(gradient_checkpointing=True))
+    run = Simulation(shape_of(shape("llama-2-7b")), setting(gradient_checkpointing=True))
     kept = saved_bytes(run.loss(Batch(1, 100, False)))
     assert kept == 100 * (
         32 * 2 * 4096 + 4 * 4096 + 4 + 4 * 32000
@@ -227,7 +227,7 @@ def test_checkpointing_keeps_the_input_of_each_layer_alone():
 
 
 def test_nothing_is_left_when_a_step_is_over():
-    run = Rehearsal(shape_of(shape("llama-2-7b")), setting(gradient_checkpointing=True, method="qlora"))
+    run = Simulation(shape_of(shape("llama-2-7b")), setting(gradient_checkpointing=True, method="qlora"))
     run.load()
     before = run.memory.allocated
     run.train([Batch(2, 50, True), Batch(1, 70, False)])
@@ -256,7 +256,7 @@ def predicted(metrics):
     """The prediction for a measured run's own settings."""
     unsaid = {"variants": [], "definitions": {}, "fast_cpu": False, "gpus": 1, "sharded": False, "workers": 0}
     p = Finetune(**unsaid | metrics["settings"])
-    return rehearse(shape(metrics["shape"]), Lora(**metrics["lora"]), metrics["method"], p, ROWS[p.template])
+    return simulate(shape(metrics["shape"]), Lora(**metrics["lora"]), metrics["method"], p, ROWS[p.template])
 
 
 @pytest.fixture(scope="module")
@@ -327,13 +327,13 @@ def test_padding_free_rows_have_no_padding():
 
 
 def test_variants_with_the_same_steps_are_simulated_once(monkeypatch):
-    rehearsed = []
+    simulated = []
 
     def note(config, lora, method, p, rows):
-        rehearsed.append((method, p.seed, p.max_steps, p.micro_batch))
-        return {"number": len(rehearsed)}
+        simulated.append((method, p.seed, p.max_steps, p.micro_batch))
+        return {"number": len(simulated)}
 
-    monkeypatch.setattr(memory_model_variants, "rehearse", note)
+    monkeypatch.setattr(memory_model_variants, "simulate", note)
     definitions = {
         "seed": {"seed": 7},
         "late": {"max_steps": 90},
@@ -342,7 +342,7 @@ def test_variants_with_the_same_steps_are_simulated_once(monkeypatch):
     }
     rows = {"corrected": {"train": list(range(10, 42)), "validation": [5] * 8}}  # 32 rows, 8 a step
     found = predict_variants({}, Lora(4, 8, 0.1, ALL), finetune_params(definitions=definitions), rows)
-    assert rehearsed == [("lora", 42, 0, 4), ("qlora", 42, 0, 4), ("lora", 42, 1, 4), ("qlora", 42, 1, 4)]
+    assert simulated == [("lora", 42, 0, 4), ("qlora", 42, 0, 4), ("lora", 42, 1, 4), ("qlora", 42, 1, 4)]
     assert found["lora-seed"] == found["lora-late"] == found["lora"] == {"number": 1}
     assert found["qlora-early"] == {"number": 4}
     assert "part of the model" in found["qlora-parts"]["not_predicted"]
