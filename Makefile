@@ -18,7 +18,7 @@ serve:      ## half a minute until it is ready: SERVER=triton|vllm with the adap
 	@exec $(TOOLS) python -m tools.serve $(SERVER) $(ADAPTER)
 experiments: ## seconds: every experiment of the benchmark, its points, what it takes, and what runs it
 	@$(TOOLS) python -m tools.experiments
-bench:      ## minutes to hours (make experiments tells): one experiment, EXPERIMENT=gpt-oss; BUDGET=30m: no longer; goes on with one
+bench:      ## minutes to hours (see make experiments): one experiment, EXPERIMENT=gpt-oss; BUDGET=30m stops it, run again to resume
 	@$(TOOLS) python -m tools.bench $(EXPERIMENT)
 streaming:  ## 2 minutes: the writeup's streaming prompts to every server, and what one BLS instance does to two requests
 	@$(TOOLS) python -m tools.repro studies/dvc.yaml:streaming

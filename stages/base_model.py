@@ -98,7 +98,7 @@ def from_hub(p):
     """A pinned commit of the hub; HF_TOKEN comes from the environment where a model wants one."""
     if len(p.revision) != 40:
         raise UserError(f"params.yaml: base_model.revision is {p.revision!r}; give the 40 digits of a commit")
-    # Where a repository has no safetensors, transformers would ask its owner for a conversion, in the user's name.
+    # Without safetensors in a repository, transformers would ask its owner for a conversion, in the user's name.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "true"
 
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -2,7 +2,7 @@
 How well the load clients measure: python -m stages.client_accuracy CLIENT_IMAGE VLLM_IMAGE AIPERF_IMAGE
 
 First against a server of known timing (stages/workers/mock_server.py), which keeps when it really wrote each token:
-what a client says beside what was so, the seconds that it takes beyond the load, and its CPU time. Then against vLLM
+a client's report beside the truth, its seconds beyond the load, and its CPU time. Then against vLLM
 with the base model: what the three say of the same server. Each part in the order A B C C B A, so that a machine that
 drifts does so for all of them, and two runs of one client show how far apart runs are that differ in nothing.
 
@@ -134,7 +134,7 @@ def ask(path, body=None):
 
 
 def drive(p, name, load, images, server_process):
-    """Run a client to its end: what it said, its wall and CPU seconds (its start included; None in a container)."""
+    """Run a client to its end; returns its report, wall and CPU seconds (its start included; None in a container)."""
     load.folder.mkdir(parents=True)
     client, log = CLIENTS[name], load.folder.parent.parent / f"{load.folder.name}.log"
     command = ["containers/run", images[client.image], *client.command(load)]
@@ -147,7 +147,7 @@ def drive(p, name, load, images, server_process):
 
 
 def against_the_mock(p, images, out):
-    """Every client at every timing, twice: what it said, what was so, and what it cost."""
+    """Every client at every timing, twice: its report, the truth, and its cost."""
     mock, runs = Mock(results("base_model") / "model", out / "prompts.jsonl"), []
     command = ["containers/run", images["client"], *mock.command()]
     with serving(mock, command, out / "mock.log", p.ready_seconds, "client_accuracy.ready_seconds") as (process, _):
@@ -168,7 +168,7 @@ def against_the_mock(p, images, out):
 
 
 def against_vllm(p, images, out):
-    """Every client on the same vLLM, twice: what it said, and what the server counted meanwhile."""
+    """Every client on the same vLLM, twice: its report, and the server's counts."""
     server, runs = Vllm("base", Inputs(results("base_model"))), []
     command = ["containers/run", images["vllm"], *server.command(p.server_options)]
     with serving(server, command, out / "vllm.log", p.ready_seconds, "client_accuracy.ready_seconds") as (process, _):

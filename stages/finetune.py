@@ -9,7 +9,7 @@ out:  results/<profile>/finetune/VARIANT/adapter/      the adapter with the best
       results/<profile>/finetune/VARIANT/summary.json  what `dvc exp show` lists
 With finetune.gpus above 1 the stage starts itself once a GPU; the first one writes the results. Each GPU holds the
 whole model, or with finetune.sharded a part of it.
-Checkpoints stand in .work/ until the run is whole: after a kill, the same command goes on from the last one.
+Checkpoints are kept in .work/ until the run is whole: after a kill, the same command resumes from the last one.
 """
 
 import csv
@@ -168,7 +168,7 @@ def main():
         **cpu_seconds(resumed),
         "resumed_from_step": int(resumed.name.split("-")[1]) if resumed else None,
         **totals,
-        # The trainer counts tokens from zero when it goes on from a checkpoint.
+        # The trainer counts tokens from zero when it resumes from a checkpoint.
         **({"trained_tokens": None, "tokens_per_second": None} if resumed else {}),
         **utilisation(flops, totals["tokens_per_second_median"], p.gpus),
         "dataset_rows": data["dataset_rows"],

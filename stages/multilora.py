@@ -8,8 +8,8 @@ out:  results/<profile>/multilora/SERVER/multilora.json   proof: did each reques
                                                           points: speed and memory by adapters, rank and popularity
       results/<profile>/multilora/SERVER/raw/             what was asked and answered, the servers' logs
 
-The proof: lib/multilora/isolation.py. The points, vLLM only: lib/multilora/cost.py. A run that is killed goes on
-with the vLLM that it had come to.
+The proof: lib/multilora/isolation.py. The points, vLLM only: lib/multilora/cost.py. A killed run
+resumes with the vLLM that it had reached.
 """
 
 import dataclasses

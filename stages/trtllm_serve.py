@@ -150,7 +150,7 @@ def main():
         words = command(p, folder, (out / "options.yaml").resolve())
         facts = {"adapters": {str(task): str(path.resolve()) for task, path in served.items()},
                  "command": list(map(str, words))}  # fmt: skip
-    # What the benchmark serves depends on the adapters through these: see dvc.yaml, bench.
+    # The benchmark depends on the adapters through these: see dvc.yaml, bench.
     folders = sorted((results("finetune")).glob("*lora/adapter")) if model == "lora" else []
     hashes = {str(path): fingerprint([], sorted(path.glob("adapter_*"))) for path in folders}
     write_metrics(out / "serve.json", {"model": model, "not_built": reason, "adapter_hashes": hashes, **facts})

@@ -36,7 +36,7 @@ def asked(words):
 
 
 def calibration():
-    """The bands of this checkout's estimate, or of a published one; empty where there is none."""
+    """The bands of this checkout's estimate, or of a published one; empty without either."""
     files = [results("estimate") / "estimates.json", *sorted(Path("results/reference").glob(f"*/{FILE}"))]
     return next((data["calibration"]["bands"] for file in files if (data := optional(file))), [])
 

@@ -73,7 +73,7 @@ def main():
     lines = table([HEADER, *(row(p, name, kind) for name in p.definitions)])
     print(f"profile {load_yaml('params.yaml')['profile']}; * runs in `make reproduce`")
     print(*lines, sep="\n")
-    print("With BUDGET=30m it stops after that time, and goes on where it was the next time.")
+    print("BUDGET=30m stops it after 30 minutes; run it again to resume.")
     machine = "one H200" if kind == "gpu" else "two CPU cores (what needs a GPU: of one H200)"
     print(f"minutes: about those of {machine}, unless measured here")
 

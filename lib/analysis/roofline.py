@@ -186,7 +186,7 @@ def closed_loop(config, weights, kv, machine, concurrency, input_tokens, output_
     if parts(reading, machine) is None:
         return dict.fromkeys(("prefill_seconds", "decode_seconds", "tokens_per_second", "apart_tokens_per_second"))
     first, then = seconds(reading, machine), sum(seconds(step, machine) for step in steps)
-    # Of the steps of a slot, the one that ends its prompt decodes for the others: it reads what such a step reads.
+    # The step that ends a slot's prompt also decodes for the other slots: it reads as much as a decode step.
     shared = [reading | {"weight_bytes": weight_bytes(config, weights, concurrency)}, *steps]
     moved, computed = (sum(parts(work, machine)[name] for work in shared) for name in ("bytes", "flops"))
     tokens = concurrency * output_tokens

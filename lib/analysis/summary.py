@@ -219,7 +219,7 @@ def setting_changes(data, before, after):
 
 
 def summarise_published(limits, published):
-    """The writeup's own points, and their share of what such a card allows where a run has measured one."""
+    """The writeup's own points, and their share of the card's limit if a run has measured such a card."""
     cards = {name: limit for name, limit in limits.items() if limit["device"].startswith(PUBLISHED_CARD)}
     run = most_bandwidth(cards) if cards else None
     points = []

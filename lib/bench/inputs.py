@@ -56,7 +56,7 @@ def prompts_command(p, inputs, tokens, work):
 
 
 def make_inputs(p, inputs, images, work):
-    """The prompts of exactly so many tokens, once for all servers, variants and repeats; a shape's random weights."""
+    """Make the prompts of each length, once for all servers, variants and repeats, and a shape's random weights."""
     if p.model not in OURS and not (inputs.served_model(p.model) / INDEX).exists():
         words = [*p.model.split(":"), inputs.served_model(p.model), p.seed]
         command = ["containers/run", images["vllm"], "python3", "-m", "stages.workers.random_weights", *map(str, words)]

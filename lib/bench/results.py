@@ -15,7 +15,7 @@ from lib.model.shapes import dimensions, shape_file
 from lib.serving.servers import OURS
 
 SCHEMA = 2  # from 2 on the plain numbers are by the server's count of tokens, the client's own stand as client_NAME
-# What points.json says of a server that never ran.
+# The facts in points.json of a server that never ran.
 NOT_STARTED = {"engine": None, "engine_is_stand_in": False, "weights_format": None, "kv_format": None,
                "server_ready_seconds": None, "server_command": None}  # fmt: skip
 

@@ -214,7 +214,7 @@ def measure_experiment(out, name, asked, inputs, images):
     except (UserError, KeyboardInterrupt, SystemExit):
         total, left = count_points(asked, work)
         kept = f"{total - left} of {total} points are finished and kept in {work}"
-        print(f"{name}: {kept}; run the same again to go on", file=sys.stderr)
+        print(f"{name}: {kept}; run the same again to resume", file=sys.stderr)
         raise
     shutil.copytree(work, out, ignore=shutil.ignore_patterns("points", "servers"), dirs_exist_ok=True)
     for server in asked.servers:

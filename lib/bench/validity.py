@@ -6,13 +6,13 @@ with a failed check stays in the data and makes no verdict.
 import os
 import statistics
 
-# A mean length that is further off than this is another workload than the one asked for.
+# A mean length further off than this is another workload.
 LENGTH_TOLERANCE = 0.02
-# Of the requests that should be in flight, so many were, on average over the whole load with its start and its end.
+# Minimum mean concurrency reached, as a share of the requested one, over the whole load with its start and end.
 CONCURRENCY_SHARE = 0.7
-# The last third of the requests may take so much more or less time than the first; with fewer requests nobody can tell.
+# Maximum change in time from the first to the last third of the requests, and the fewest requests to tell.
 DRIFT, DRIFT_REQUESTS = 0.25, 12
-# A client, or other programs, that use more of the machine's cores than this may be what was measured.
+# Maximum share of the machine's cores for the client, and for other programs: with more they may limit the result.
 CORES_SHARE = 0.5
 
 

@@ -4,7 +4,7 @@ import ast
 
 from lib.core.stage import UserError
 
-# What an expression may hold: figures, numbers, arithmetic and comparisons; no call, no attribute, no index.
+# An expression holds figures, numbers, arithmetic and comparisons; no call, no attribute, no index.
 ARITHMETIC = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Constant, ast.Name, ast.Load,
               ast.operator, ast.unaryop, ast.boolop, ast.cmpop)  # fmt: skip
 

@@ -7,7 +7,7 @@ from lib.claims.runs import as_list, facts_of, lookup, matches, optional, run_fa
 # The stages of studies/dvc.yaml.
 STUDIES = ("streaming", "multilora", "client_accuracy", "speedups", "kv_cache", "estimate")
 
-# What is computed without running a model, by the folder of its file.
+# Figures that are computed without running a model, by the folder of their file.
 COMPUTED = {"vram": "predicted", "kv_cache": "computed"}
 
 

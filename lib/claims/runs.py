@@ -20,7 +20,7 @@ def runs(own):
 
 
 def optional(path):
-    """A result file, or {} where there is none; UserError names a file that is cut short."""
+    """A result file, or {} if it is missing; UserError names a file that is cut short."""
     return read_json(path) if path.exists() else {}
 
 

@@ -11,7 +11,7 @@ from lib.estimate.calibration import judge as judge_band
 # Arithmetic on published figures must agree up to their rounding.
 ARITHMETIC_TOLERANCE = 0.005
 
-# An estimate's verdict by the tolerance, where it has no calibrated band.
+# An estimate's verdict by the tolerance, if it has no calibrated band.
 ESTIMATED = {
     "reproduced": "estimate agrees",
     "direction only": "estimate agrees",
@@ -122,7 +122,7 @@ def estimate_outcomes(claim, tolerance, all_runs):
 
 
 def estimate_outcome(asked, name, folder, tolerance):
-    """The outcome of one run's estimate: by its calibrated band, by the tolerance where it has none; None without."""
+    """The outcome of one run's estimate: by its calibrated band, else by the tolerance; None without an estimate."""
     estimated = outcome(asked, name, folder, "", tolerance)
     if estimated["verdict"] not in ESTIMATED:
         return None
@@ -134,7 +134,7 @@ def estimate_outcome(asked, name, folder, tolerance):
 
 
 def band_of(folder, where):
-    """{value, low, high, bounded} of an estimated number; None where it has no band."""
+    """{value, low, high, bounded} of an estimated number; None without a band."""
     key, _, number = where["key"].rpartition(".")
     point = lookup(optional(folder / where["file"]), key) if key else None
     ends = (point or {}).get("band", {}).get(number)

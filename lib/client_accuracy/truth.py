@@ -12,7 +12,7 @@ from lib.serving.client_summary import TIMES
 from lib.serving.load import read_prompts
 
 STATISTICS = ("avg", "p50", "p90", "p95", "p99")  # all clients give these
-# What a client's number is held against: the same statistic of what the mock wrote.
+# The metrics compared with the mock's own record, statistic by statistic.
 COMPARED = (*(f"{name}_{statistic}" for name in TIMES for statistic in STATISTICS), "output_tokens_per_second")
 # vLLM's own sums over all requests, and our names for them.
 COUNTERS = {
@@ -80,7 +80,7 @@ def wrong(load, requests):
 
 
 def judge_run(load, reported, seconds, requests):
-    """One run beside what the mock wrote; error: what the client said less what was so, None where it says nothing."""
+    """One run beside the mock's record; error = reported - true, None if the client does not report the metric."""
     reasons = wrong(load, requests)
     # Whatever came in between, as if the load had been the whole run.
     complete = [request for request in requests if len(request["written"]) > 1]

@@ -31,7 +31,7 @@ def gpus():
 
 
 def query_gpus(fields):
-    """nvidia-smi's fields of each GPU that CUDA programs of this shell see; an empty list where it does not answer."""
+    """nvidia-smi's fields of each GPU that CUDA programs of this shell see; an empty list without an answer."""
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown == "":

@@ -43,7 +43,7 @@ def fill_in(text, values):
 
 
 def files_of(path):
-    """The file itself, or all files below a folder but compiled Python; nothing where there is none yet."""
+    """The file itself, or all files below a folder but compiled Python; nothing if it does not exist yet."""
     if path.is_dir():
         return [file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     return [path] if path.is_file() else []

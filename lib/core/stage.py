@@ -125,7 +125,7 @@ def check_choice(section, key, value, choices):
 
 
 def need(path, stage):
-    """The path of an earlier stage's result; UserError names the stage that makes it where there is none."""
+    """The path of an earlier stage's result; UserError names the stage that makes it if it is missing."""
     if not Path(path).exists():
         raise UserError(f"{path}: there is no such file; `{REPRO} {stage}` makes it")
     return Path(path)
@@ -194,5 +194,5 @@ def run(main):
             raise
         sys.exit("error: the disk is full; free some space and run the same command again, what was finished is kept")
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; run the same command again to go on", file=sys.stderr)
+        print("stopped by Ctrl-C; run the same command again to resume", file=sys.stderr)
         sys.exit(130)

@@ -33,7 +33,7 @@ def work_dir(name, key):
 def hold_work(name):
     """Hold .work/<profile>/<name> for this process, so that two stages never write the same work.
 
-    UserError names the holder where it does not leave within LOCK_SECONDS.
+    UserError names a holder that does not leave within LOCK_SECONDS.
     """
     path = work_folder(f"{name}.lock")
     if path in HELD or "RANK" in os.environ:  # the workers of a training on several GPUs share their parent's

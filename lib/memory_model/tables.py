@@ -6,7 +6,7 @@ from lib.markdown import table
 
 GB = 1e9  # the writeup's unit: 10^9 bytes
 
-# What a term is, and where it can be read.
+# The meaning of each term, and its source.
 WHERE = {
     "weights": "2 bytes a parameter; QLoRA: 4.127 bits in the linear layers (arXiv 2305.14314), 4 bytes in the norms",
     "adapter": "4 bytes a parameter: peft keeps the adapter of a bf16 model in fp32 (autocast_adapter_dtype)",

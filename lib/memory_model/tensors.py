@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 
 from lib.memory_model.allocator import Allocator
 
-# What a byte of the peak is for. `loader`: transformers takes the model's size at once before it reads the weights.
+# The terms of the peak. `loader`: transformers takes the model's size at once before it reads the weights.
 TERMS = (
     "weights", "adapter", "gradients", "optimizer", "activations", "logits", "dequantised", "temporaries", "workspace",
     "loader",

@@ -12,7 +12,7 @@ from lib.memory_model.step import Simulation, state_sizes
 from lib.model.shapes import head_size, linear_shapes
 from lib.training.config import METHODS, with_variant
 
-# What the process holds beside torch's memory: the driver's context, cuBLAS, bitsandbytes and others. The one number
+# The process's memory outside torch: the driver's context, cuBLAS, bitsandbytes and others. The one number
 # that is measured and not derived: NVML's figure less torch's reserved memory, on an H200 (driver 580, torch 2.11).
 CONTEXT = 796 * MIB
 # Micro-batches that are simulated: enough for the peak, the largest one of the epochs is always among them.

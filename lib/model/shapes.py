@@ -11,7 +11,7 @@ from pathlib import Path
 from lib.core.stage import UserError, read_json
 
 FOLDER = Path("data/shapes")
-# What a tensor is for. A quantised model has its matrices in fewer bits and the rest in bf16.
+# The kinds of tensors. A quantised model has its matrices in fewer bits and the rest in bf16.
 PARTS = ("embedding", "positions", "attention", "mlp", "experts", "expert_biases", "router", "norms", "biases", "head")
 
 
@@ -28,7 +28,7 @@ class Tensor:
         return math.prod(self.shape)
 
 
-# What of a model's config.json says how large it is.
+# The keys of config.json that decide a model's size.
 DIMENSIONS = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
               "num_attention_heads", "num_key_value_heads", "head_dim", "num_local_experts", "num_experts_per_tok",
               "layer_types", "sliding_window", "tie_word_embeddings", "attention_bias", "n_inner",

@@ -40,7 +40,7 @@ KEYS = tuple(key_of(name, statistic) for name, (_, _, statistics) in METRICS.ite
 
 def read_profile(path, profile, metrics=METRICS):
     """Our names -> the numbers of a summary in genai-perf's form, {key: {"unit": ..., "avg": ..., "p50": ...}}; None
-    where it has no such number."""
+    if it lacks the number."""
     numbers = {}
     for name, (key, unit, statistics) in metrics.items():
         entry = profile.get(key) or {"unit": unit}
@@ -52,7 +52,7 @@ def read_profile(path, profile, metrics=METRICS):
 
 
 def read_only(folder, pattern, client):
-    """(path, content) of the only file of that name under `folder`; UserError where there is none, or another."""
+    """(path, content) of the only file of that name under `folder`; UserError if there is none, or more than one."""
     files = sorted(Path(folder).rglob(pattern))
     if len(files) != 1:
         remedy = f"empty the folder and run {client} again" if files else f"{client} did not finish; run it again"

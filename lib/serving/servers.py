@@ -90,7 +90,7 @@ class Triton:
         }
 
     def formats(self, options):
-        """(of the weights, of keys and values), by their names in lib/analysis/roofline.py; None where it has none."""
+        """(of the weights, of keys and values), by their names in lib/analysis/roofline.py; None for other formats."""
         built = self.built
         stand_in = built["engine_is_stand_in"]  # loads the model as it is
         return (self.inputs.saved_format(),) * 2 if stand_in else (built["weights_format"], built["kv_format"])

@@ -17,7 +17,7 @@ class Request:
     prompt: str
     adapter: str | None  # None: the base model
     max_tokens: int
-    min_tokens: int  # max_tokens: exactly so many; 0: the answer ends where the model ends it
+    min_tokens: int  # equal to max_tokens: a fixed length; 0: the model ends the answer
     temperature: float  # 0: greedy
     top_p: float
     seed: int

@@ -16,7 +16,7 @@ END = re.compile(r"[。！？!?]+(?![」』）)])|(?<!\d)\.(?=[\"”’')]*(?:\s
 KANA = re.compile(r"[\u3041-\u30ff]")
 # Not 私立, 私的 and the like; 自分 is "oneself" as often as "I"; おれ and ぼく in kana stand inside words (しおれる).
 FIRST_PERSON = re.compile(r"私(?![立的鉄語服有])|わたくし|わたし|あたし|僕|俺")
-# What may follow a sentence's verb: particles, then end marks and closing quotes.
+# The tail after a sentence's verb: particles, then end marks and closing quotes.
 REST = r"(?:か|ね|よ|が|から|とも|のに|けれども?)*[。！？!?.…」』）)]*$"
 POLITE = re.compile(
     r"(?:です|ます|でした|ました|ません|でしょう|ましょう|ください|下さい|なさい|ますまい|いらっしゃい)" + REST

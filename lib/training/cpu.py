@@ -64,7 +64,7 @@ class Masks:
     """
 
     def begin(self):
-        """Seed from torch's generator: a run that goes on from a checkpoint draws what the whole run would have."""
+        """Seed from torch's generator: a run that resumes from a checkpoint draws as the whole run would."""
         self.bits = numpy.random.PCG64(torch.randint(2**62, ()).item())
         self.read = None, None
 

@@ -10,7 +10,7 @@ TASKS = {1: "lora", 2: "qlora"}
 
 
 def adapters(model, finetune):
-    """Task id -> the results folder of the adapter that answers it; UserError where there is none for MODEL=lora."""
+    """Task id -> the results folder of the adapter that answers it; UserError for MODEL=lora without one."""
     if model == "base":
         return {}
     folders = {task: finetune / method / "adapter" for task, method in TASKS.items()}

@@ -55,7 +55,7 @@ class TrtLlm(OpenAi):
         return {"model": self.base, "lora_request": self.adapters[adapter]}
 
 
-# What `make chat SERVER=...` can talk to, and TritonText for the stages.
+# The servers of `make chat SERVER=...`, and TritonText for the stages.
 CLIENTS = {"triton": TritonHttp, "triton-stream": TritonStream, "trtllm": TrtLlm, "vllm": OpenAi,
            "triton-text": TritonText}  # fmt: skip
 

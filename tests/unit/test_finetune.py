@@ -188,7 +188,7 @@ def resumed(afterwards):
 def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(resumed):
     errors = resumed["stopped"].stderr
     assert resumed["stopped"].returncode == 130
-    assert errors.strip().splitlines()[-1] == "stopped by Ctrl-C; run the same command again to go on"
+    assert errors.strip().splitlines()[-1] == "stopped by Ctrl-C; run the same command again to resume"
     assert "Traceback" not in errors
     assert resumed["checkpoints"] == ["checkpoint-2", "checkpoint-4"]
 

@@ -213,7 +213,7 @@ def test_ctrl_c_ends_a_stage_with_130_and_says_how_to_go_on():
     code = "import os, signal\nfrom lib.core.stage import run\nrun(lambda: os.kill(os.getpid(), signal.SIGINT))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 130
-    assert done.stderr.strip() == "stopped by Ctrl-C; run the same command again to go on"
+    assert done.stderr.strip() == "stopped by Ctrl-C; run the same command again to resume"
 
 
 def test_a_full_disk_leaves_the_old_result_whole(tree):
