@@ -3,9 +3,11 @@ The figures that README.md, README.ja.md and docs/ print outside their generated
 files that they were read from: a function a page gives the words that it must hold, made of the files' numbers.
 """
 
+import csv
 import json
 import re
 from functools import cache
+from statistics import fmean
 
 import pytest
 from conftest import REPO
@@ -13,7 +15,7 @@ from conftest import REPO
 from lib.analysis.metrics import RATE
 from lib.analysis.summary import summarise
 from lib.claims.claims import load_claims
-from lib.core.stage import read_json
+from lib.core.stage import load_yaml, read_json
 from tools.pages import BLOCK
 
 REFERENCES = REPO / "results/reference"
@@ -77,6 +79,11 @@ def step(variant):
 def speedup(run, method, variant="corrected"):
     (row,) = [row for row in data(f"{run}/speedups/speedups.json")["rows"] if row["id"] == f"{method}-{variant}"]
     return row
+
+
+def times(run, method, variant="corrected"):
+    """How many times plain Transformers a method makes."""
+    return speedup(run, method, variant)["over_none"]["ratio"]
 
 
 def batches(run, system):
@@ -149,10 +156,12 @@ def limits(run):
     return data(f"{run}/limits/limits.json")
 
 
+COLUMNS = ("h200-published", "published"), ("h200-speedups-100", "corrected"), ("h200-studies-100", "corrected")
+
+
 def method_row(name, method):
     """A row of the table of speed-ups: three columns, empty where not measured."""
-    columns = ("h200-published", "published"), ("h200-speedups-100", "corrected"), ("h200-studies-100", "corrected")
-    rows = [speedup(run, method, variant) for run, variant in columns]
+    rows = [speedup(run, method, variant) for run, variant in COLUMNS]
     cells = [
         "" if not row.get("tokens_per_second") else number(row["tokens_per_second"])
         + ("" if method == "none" else f", {row['over_none']['ratio']:.2f}x")
@@ -179,6 +188,14 @@ def searched(server, users=1):
     return rate("h200-search", "search", server, f"c={users}")
 
 
+def guesses_right():
+    points = [p for server in ("vllm-ngram", "vllm-compiled-ngram")
+              for p in bench("embedded-2-cores-search", "search-cpu", server)]  # fmt: skip
+    return "{:.0f} to {:.0f} % of the guesses are right".format(
+        *(100 * f(p["guessed_right"] for p in points) for f in (min, max))
+    )
+
+
 def batch(size):
     return rate("embedded-2-cores-sweeps", "batch", f"vllm-batch-{size}", "c=16")
 
@@ -202,6 +219,65 @@ def of_cores(method):
 
 def note(run):
     return json.loads((REFERENCES / run / "run.json").read_text())["note"]
+
+
+def bench(run, experiment, server):
+    return data(f"{run}/bench/{experiment}/{server}/points.json")["points"]
+
+
+def repeats(run, experiment, server):
+    """1,213 and 1,294 of the first point, or 1,228 to 1,272, three."""
+    rates = sorted(repeat[RATE] for repeat in bench(run, experiment, server)[0]["repeats"])
+    ends = number(rates[0]), number(rates[-1])
+    return " and ".join(ends) if len(rates) == 2 else f"{ends[0]} to {ends[1]}, three"
+
+
+def token_error(*experiments):
+    """The least and the most that genai-perf's token count was off, in per cent."""
+    errors = [
+        100 * abs(end)
+        for run, experiment in experiments
+        for end in summary()["runs"][run]["experiments"][experiment]["client_token_error"]
+    ]
+    return min(errors), max(errors)
+
+
+def memory_errors(part, of_variant):
+    """How far predictions are from the measured memory, in per cent, of the variants that are asked for."""
+    keys = {"allocated": ("peak_allocated_bytes", "torch_allocated_peak_mib"),
+            "process": ("process_bytes", "process_peak_mib")}  # fmt: skip
+    predicted, measured = keys[part]
+    names = [name for name in data("h200-weightless/vram/vram.json")["finetune"]["variants"] if of_variant(name)]
+    known = [name for name in names if (REFERENCES / f"h200-weightless/finetune/{name}/metrics.json").exists()]
+    return [100 * (vram(name)[predicted] / MIB / training(name)["memory"][measured] - 1) for name in known]
+
+
+def client_errors():
+    """Milliseconds by which each client reports a first token too late, at 16 streams against the mock."""
+    runs = [row for row in data("h200-search/client_accuracy/client_accuracy.json")["mock"] if row["valid"]]
+    return [
+        fmean(row["error"]["ttft_ms_avg"] for row in runs if (row["client"], row["concurrency"]) == (client, 16))
+        for client in ("genai-perf", "vllm bench serve", "AIPerf")
+    ]
+
+
+def seed_spread(step_number):
+    losses = [
+        float(row["eval_loss"])
+        for variant in ("lora-tuned", "lora-tuned-seed-43", "lora-tuned-seed-44")
+        for row in csv.DictReader((REFERENCES / f"h200-weightless/finetune/{variant}/steps.csv").open())
+        if row["step"] == str(step_number)
+    ]
+    return max(losses) - min(losses)
+
+
+def printed():
+    """{claim: value} of everything that the writeups print."""
+    return {claim.id: claim.value for claim in load_claims(REPO / "data/claims")[1]}
+
+
+EMBEDDED = (("embedded-2-cores", "base"), ("embedded-2-cores", "lora"), ("embedded-persona", "base"))
+RANDOM = (("h200-lengths", "lengths"), ("h200-search", "search"), ("h200-walk-adapters", "walk"))
 
 
 def benchmarks():
@@ -244,8 +320,8 @@ def benchmarks():
         *(100 * f(one["share"] for one in summary()["published"]["points"] if one["share"]) for f in (min, max))
     )
     yield (
-        f"is {speedup('h200-studies-100', 'vllm')['over_none']['ratio']:.1f} times as fast in vLLM as in plain "
-        f"Transformers, and {speedup('h200-studies-100', 'compile')['over_none']['ratio']:.1f} times with torch.compile"
+        f"is {times('h200-studies-100', 'vllm'):.1f} times as fast in vLLM as in plain "
+        f"Transformers, and {times('h200-studies-100', 'compile'):.1f} times with torch.compile"
     )
     yield (
         f"compiled, which is vLLM's default, {search_cpu('vllm-compiled'):.1f} times the tokens; guessing from the "
@@ -258,6 +334,18 @@ def benchmarks():
         f"{percent(1 - context('4k') / context('1k'))} below)"
     )
     yield f"without it the throughput is {percent(walk('completions') / walk('published') - 1)} higher"
+    low, high = token_error(*EMBEDDED)
+    yield f"counted up to {high:.1f} % fewer tokens than a server with a real model had made"
+    yield "and {:.0f} to {:.0f} % more in an answer of random weights".format(*token_error(*RANDOM))
+    chat = bench("embedded-2-cores", "walk", "vllm")[0]["repeats"][0]["checks"]
+    (counted,) = [float(re.search(r"counted ([\d.]+)", c["reason"])[1]) for c in chat if c["check"] == "input length"]
+    yield f"the chat template adds {counted - 64:.0f} tokens to every prompt of 64"
+    yield guesses_right()
+    ms = [bench("embedded-2-cores-sweeps", "batch", f"vllm-batch-{size}") for size in (4, 16)]
+    waits = [p["request_latency_ms_avg"] for points in ms for p in points if p["concurrency"] == 16]
+    yield f"each in {percent(waits[1] / waits[0])} of the time"
+    errors = memory_errors("allocated", lambda name: "tuned" not in name and "packed" not in name)
+    yield f"uncompiled within {max(map(abs, errors)):.1f} %"
 
 
 def h200():
@@ -389,6 +477,51 @@ def h200():
         f"{limits('h100-limits')['bytes_per_second'] / 1e12:.2f} TB/s and, in 16 bits, "
         f"{limits('h100-limits')['flops_per_second'] / 1e12:.0f} TFLOP/s"
     )
+    yield "is off by {:.1f} % at most and the process by {:.1f} %".format(
+        *(max(map(abs, memory_errors(part, lambda name: "-memory-" in name))) for part in ("allocated", "process"))
+    )
+    compiled = [
+        memory_errors(part, lambda name: "tuned" in name or "packed" in name) for part in ("allocated", "process")
+    ]
+    yield f"what is allocated within {max(map(abs, compiled[0])):.0f} %, the process from "
+    yield f"from {-min(compiled[1]):.0f} % too low to {max(compiled[1]):.0f} % too high"
+    best = [training(f"lora-tuned{end}")["eval_loss_best"] for end in ("", "-seed-43", "-seed-44")]
+    yield f"lie {max(best) - min(best):.3f} apart"
+    yield f"and {seed_spread(25):.3f} after 25 steps"
+    tokens = training("lora-tuned-1-gpu")["trained_tokens"] / training("lora-tuned-1-gpu")["optimizer_steps"]
+    yield f"has about {round(tokens, -1):,.0f} tokens, so with four GPUs {round(tokens / 4, -1):.0f} for each"
+    yield "{:.0f} and {:.0f} % of the limit)".format(
+        *(100 * point(H200, "gpt-oss-newer", "vllm-gpt-oss-newer", f"c={n}")["share"] for n in (256, 1024))
+    )
+    powers = [row for p in bench(H200, "gpt-oss-newer", "vllm-gpt-oss-newer") if p["concurrency"] == 1024
+              for row in p["repeats"]]  # fmt: skip
+    yield "in all samples ({:.0f} to {:.0f} W, {:,.0f} to {:,.0f} MHz)".format(
+        *(f(row[key] for row in powers) for key in ("gpu_watts", "gpu_sm_mhz") for f in (min, max))
+    )
+    walked = bench("h200-walk-adapters", "walk", "vllm")[0]
+    yield f"{walked['output_tokens']:.0f} out instead of 256"
+    assert "counted 531.00 input tokens" in str(walked["repeats"][0]["checks"]) and walked["variant"] == "published"
+    slow = bench("h200-search-fp8", "gpt-oss-search", "vllm-gpt-oss-newer")[0]["repeats"]
+    yield "comes after {:.0f} to {:.0f} of {:.0f} s".format(
+        *(f(row["ttft_ms_max"] for row in slow) / 1e3 for f in (min, max)),
+        max(row["request_latency_ms_max"] for row in slow) / 1e3,
+    )
+    first, _, third = (row[RATE] for row in bench("h200-search", "gpt-oss-walk", "vllm-gpt-oss")[0]["repeats"])
+    yield f"says {number(first)} tokens/s, and the third one {number(third)}"
+    yield f"is low: {number(bench('h200-published', 'gpt-oss-walk', 'vllm-gpt-oss')[0]['repeats'][0][RATE])}.)"
+    yield guesses_right()
+    yield f"vLLM {times('h200-studies-100', 'vllm'):.1f} times, torch.compile "
+    yield f"{times('h200-studies-100', 'compile'):.1f} times (nothing as the post calls it), faster"
+    yield f"int8 weights {times('h200-search', 'int8'):.2f} times, NF4 "
+    yield f"{times('h200-search', 'int4'):.2f} times; 64 prompts"
+    yield "is told {:.1f} (genai-perf), {:.1f} (vllm bench) and {:.1f} ms (AIPerf) too late".format(*client_errors())
+    reads = [limits(f"h200-{name}")["bytes_per_second"] / 1e12
+             for name in ("vllm", "search", "search-fp8", "lengths", "published", "tensor-parallel")]  # fmt: skip
+    yield f"(our H200s: {min(reads):.2f} to {max(reads):.2f} TB/s"
+    values, shares = printed(), [percent(one["share"]) for one in summary()["published"]["points"]]
+    yield f"Triton's {values['stream-c1-throughput']:.0f} tokens/s for one user are {shares[0]}"
+    yield f"its {values['triton-throughput']:,.0f} for 16 users {shares[2]}; vLLM's "
+    yield f"{values['triton-vllm-throughput']:.0f} are {shares[3]} with a 16-bit cache"
 
 
 def h100():
@@ -414,20 +547,31 @@ def h100():
         f"{number(newer('vllm-gptq'))} (one repeat) / not measured | {number(newer('vllm-auto'))} / "
         f"{number(newer('vllm-auto-act'))} |"
     )
+    yield f"order on | {number(gptq('vllm-gptq-act'))} ({repeats('h100-gptq', 'gptq-fast', 'vllm-gptq-act')})"
+    yield f"order off | {number(gptq('vllm-gptq'))} ({repeats('h100-gptq', 'gptq-fast', 'vllm-gptq')}) |"
+    yield f"ExLlama | {number(gptq('vllm-auto'))} ({repeats('h100-gptq', 'gptq-fast', 'vllm-auto')}) |"
+    yield f"45,043 | {number(gptq('vllm-auto', 'gptq'))} ({repeats('h100-gptq', 'gptq', 'vllm-auto')}) |"
+    yield f"| vLLM 0.25.0 | {number(newer('vllm-auto'))} ({repeats('h100-gptq-newer', 'gptq-newer', 'vllm-auto')}) |"
+    yield f"about {16e3 / 813.81 - 16e3 / gptq('vllm-gptq-act'):.0f} ms longer than ours"
+    yield f"of the gap 813.81 to {number(newer('vllm-auto'))} |"
+    yield "server's log shows {} to {} tokens/s over 40 s".format(
+        *re.search(r"gives ([\d,]+) to ([\d,]+) output tokens/s", note("h100-gptq")).groups()
+    )
+    costs = [1 - gptq(f"{server}-act", *where) / gptq(server, *where) for server, *where in (
+        ("vllm-auto", "gptq-fast"), ("vllm-auto", "gptq"), ("vllm-auto", "gptq-newer", "h100-gptq-newer"))]  # fmt: skip
+    yield f"costs {100 * min(costs):.0f} to {100 * max(costs):.0f} % where Machete runs"
 
 
 def five_speedups():
     yield (
         "vLLM is {:.2f} times as fast as plain Transformers with the writeup's settings and {:.2f} times with equal "
-        "ones".format(
-            *(speedup("embedded-2-cores", "vllm", v)["over_none"]["ratio"] for v in ("published", "corrected"))
-        )
+        "ones".format(*(times("embedded-2-cores", "vllm", v) for v in ("published", "corrected")))
     )
     yield "compiles nothing ({:.2f}, within the noise), as `generate()` takes it {:.2f}".format(
-        *(speedup("embedded-2-cores", "compile", v)["over_none"]["ratio"] for v in ("published", "corrected"))
+        *(times("embedded-2-cores", "compile", v) for v in ("published", "corrected"))
     )
     yield "flash kernel {:.2f} and {:.2f}".format(
-        *(speedup("embedded-2-cores", "flash1", v)["over_none"]["ratio"] for v in ("published", "corrected"))
+        *(times("embedded-2-cores", "flash1", v) for v in ("published", "corrected"))
     )
     yield from (
         method_row(name, method)
@@ -441,13 +585,13 @@ def five_speedups():
     )
     yield (
         f"makes {number(speedup('h200-studies', 'static')['tokens_per_second'])} tokens/s, "
-        f"{speedup('h200-studies', 'static')['over_none']['ratio']:.2f} times"
+        f"{times('h200-studies', 'static'):.2f} times"
     )
     yield (
         f"int8 weights make {number(speedup('h200-search', 'int8')['tokens_per_second'])} tokens/s and NF4 weights "
         f"{number(speedup('h200-search', 'int4')['tokens_per_second'])}, "
-        f"{speedup('h200-search', 'int8')['over_none']['ratio']:.2f} and "
-        f"{speedup('h200-search', 'int4')['over_none']['ratio']:.2f} times"
+        f"{times('h200-search', 'int8'):.2f} and "
+        f"{times('h200-search', 'int4'):.2f} times"
     )
     yield "({} and {} MiB instead of {})".format(
         *(number(speedup("h200-search", method)["peak_mib"]) for method in ("int8", "int4", "none"))
@@ -457,6 +601,26 @@ def five_speedups():
         f"{number(batches('h200-search', 'vllm'))} in vLLM, "
         f"{batches('h200-search', 'vllm') / batches('h200-search', 'static'):.1f} times"
     )
+    yield method_row("vLLM", "vllm")
+    yield f"on two cores of their own it takes {re.search(r'make speedups .([^)]*)', note('embedded-2-cores'))[1]}"
+    plain = [speedup(run, "none", variant) for run, variant in COLUMNS]
+    yield "plain Transformers takes {:.0f} to {:.0f} ms a token".format(
+        *(1e3 / f(row["tokens_per_second"] for row in plain) for f in (max, min))
+    )
+    yield "{:.0f} to {:.0f} % of what the memory's bandwidth allows".format(
+        *(100 * f(row["share_of_limit"] for row in plain) for f in (min, max))
+    )
+    compiled = [speedup(run, "compile")["share_of_limit"] for run in ("h200-studies-100", "h200-speedups-100")]
+    yield "takes it ({:.0f} and {:.0f} %)".format(*(100 * share for share in compiled))
+    fast = [speedup("h200-published", "vllm", "published"), speedup("h200-studies-100", "vllm")]
+    yield "reaches {:.0f} to {:.0f} %".format(*(100 * row["share_of_limit"] for row in fast))
+    yield "({} against {} tokens/s in one run".format(
+        *(number(speedup("h200-speedups-100", method)["tokens_per_second"]) for method in ("flash1-compile", "compile"))
+    )
+    yield "busy for {:.0f} and {:.0f} ms a token instead of {:.0f}".format(
+        *(1e3 * speedup("h200-search", method)["cpu_seconds_per_token"] for method in ("int8", "int4", "none"))
+    )
+    yield f"took {number(data('h200-published/speedups/speedups.json')['published_seconds'])} s in all"
 
 
 def several_adapters():
@@ -486,6 +650,12 @@ def several_adapters():
         "| room for keys and values, tokens | "
         + " | ".join(number(adapters(run, rank, 1, "uniform")["kv_tokens"]) for run, rank in RANKS)
     )
+    sizes = [adapters(run, rank, 1, "uniform")["adapter_bytes"] / 1e6 for run, rank in RANKS]
+    yield "| an adapter's file, MB | " + " | ".join(f"{size:.1f}" for size in sizes) + " |"
+    loads = [[adapters(run, rank, count, "uniform")["load_seconds"] for count in (1, 8, 64)] for run, rank in RANKS]
+    yield "| seconds to load it | " + " | ".join(
+        f"{max(of):.2f}" if max(of) < 1 else f"{min(of):.1f} to {max(of):.1f}" for of in loads
+    )
 
 
 def studies():
@@ -496,10 +666,10 @@ def studies():
         )
     )
     yield "vLLM is {:.1f} times as fast as doing nothing as the post has them and {:.1f} times with".format(
-        *(speedup("embedded-2-cores", "vllm", v)["over_none"]["ratio"] for v in ("published", "corrected"))
+        *(times("embedded-2-cores", "vllm", v) for v in ("published", "corrected"))
     )
     yield (
-        f"{speedup('embedded-2-cores', 'compile')['over_none']['ratio']:.1f} times as it can be called; batches of "
+        f"{times('embedded-2-cores', 'compile'):.1f} times as it can be called; batches of "
         f"four are {batches('embedded-2-cores', 'vllm') / batches('embedded-2-cores', 'static'):.1f} times"
     )
 
@@ -529,10 +699,45 @@ def getting_started():
 
 
 def readme_ja():
+    values = printed()
+    yield f"vLLM が {values['triton-vllm-throughput']}、"
+    yield f"Triton + TensorRT-LLM が {values['triton-throughput']:,} トークン/秒"
+    yield f"コマンドで {number(gptq('vllm-gptq-act'))}、"
+    yield f"外すと {number(gptq('vllm-auto'))}、vLLM 0.25.0 では {number(newer('vllm-auto'))} でした"
     yield "{} 分 {} 秒".format(*re.search(r"took (\d+) min (\d+) s", note("embedded-persona")).groups())
 
 
+def qlora_to_triton():
+    low, high = token_error(*EMBEDDED)
+    yield f"genai-perf's was {low:.0f} to {high:.1f} % too low here with a small real model"
+    yield "and {:.0f} to {:.0f} % too high with random weights".format(*token_error(*RANDOM))
+    yield f"for one user is {percent(summary()['published']['points'][0]['share'])} of what the card's bandwidth allows"
+
+
+def readme():
+    values = printed()
+    yield f"It prints {values['triton-vllm-throughput']} tokens/s for vLLM"
+    yield f"and {values['triton-throughput']:,} for Triton"
+    yield f"the same vLLM command gives {number(gptq('vllm-gptq-act'))}; without its flag"
+    yield f"forces a slow kernel, {number(gptq('vllm-auto'))}; vLLM 0.25.0 gives {number(newer('vllm-auto'))} ("
+    style = data("embedded-persona/style/style.json")
+    assert style["style_differs"]["lora_minus_qlora"] == 0 and len(style["measures"]) - 1 == 8
+    yield f"(small model, {style['prompts']} prompts)"
+    rows = data("embedded-persona/bench_vllm_vs_trtllm/comparison.json")["ratios"]
+    one, four = (row[RATE] for row in rows if row["experiment"] == "base")
+    yield f"{one['ratio']:.2f} [{one['low']:.2f}, {one['high']:.2f}] of its tokens/s for one user"
+    yield f"{four['ratio']:.2f} [{four['low']:.2f}, {four['high']:.2f}] for four"
+    minutes, seconds = re.search(r"took (\d+) min (\d+) s", note("embedded-persona")).groups()
+    yield f"takes about {int(minutes) + int(seconds) / 60:.0f} minutes"
+    yield f"and {load_yaml(REPO / 'params.yaml')['estimate']['disk_gb']:.0f} GB on two cores"
+    run = training("lora", "embedded-persona")
+    yield f"SmolLM2 ({(run['all_parameters'] - run['trainable_parameters']) / 1e6:.0f} M parameters)"
+    yield f"the dataset ({run['dataset_rows']:,} rows, CC0)"
+
+
 PAGES = {
+    "README.md": readme,
+    "docs/qlora-to-triton.md": qlora_to_triton,
     "docs/benchmarks.md": benchmarks,
     "docs/h200.md": h200,
     "docs/h100.md": h100,
@@ -549,3 +754,19 @@ PAGES = {
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_prints_what_its_files_hold(name):
     assert [text for text in PAGES[name]() if text not in page(name)] == []
+
+
+# Sizes, versions and counts of the front pages that no run measures.
+SETTINGS = {
+    "README.md": {"2", "7", "16", "24"},
+    "README.ja.md": {"1", "2", "3", "4", "5", "8", "16", "24", "2026", "0.0.16"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_front_page_has_no_other_figure(name):
+    text = page(name)
+    for figure in PAGES[name]():
+        text = text.replace(figure, " ")
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", " ", text)
+    assert set(re.findall(r"(?<![\w.,-])\d[\d.,]*\d|(?<![\w.,-])\d", text)) <= SETTINGS[name]
