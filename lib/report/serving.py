@@ -5,12 +5,10 @@ The report's chapter on serving, as blocks (lib/report/page.py), rendered from t
 from lib.analysis.metrics import RATE
 from lib.claims.format import show
 from lib.report import h100
-from lib.report.page import Grey
+from lib.report.client_ablation import ablation
 from lib.report.result_files import not_measured
-from lib.report.serving_points import NUMBERS, draw_figures, format_number, points_table
-from lib.stats import REPEATS_NEEDED
-
-STEP_NUMBERS = (RATE, "ttft_ms_p50")  # what the ablation of the client follows
+from lib.report.serving_points import NUMBERS, draw_figures, points_table
+from lib.report.validity import validity
 
 
 def serving(ledger, summary):
@@ -181,83 +179,3 @@ def fastest_words(load, first, data):
     if all(ratio["low"] is None for ratio in ratios.values()):
         return f"{load}: no verdict on the fastest, for that needs three repeats."
     return f"{load}: no other server that gives the same answers delivers more than {first}."
-
-
-# The ablation of the client.
-
-
-def ablation(data):
-    """From the writeup's client to ours, one change at a time: what each step changes in what is measured."""
-    groups = {}
-    for step in data["steps"]:
-        groups.setdefault((step["server"], step["group"]), []).append(step)
-    points = {(p["server"], p["load"].rpartition(" ")[0], p["variant"]): p for p in data["points"]}
-    header = ["variant", "what changes", "tokens/s", "by this step", "first token ms", "by this step",
-              "between tokens ms", "tokens out", "requests", "valid"]  # fmt: skip
-    for (server, group), steps in groups.items():
-        measured = [points[server, group, step["variant"]] for step in steps]
-        words = f"{server}, {group}: a line changes what it names and keeps what the lines above it changed."
-        if min(point["repeats"] for point in measured) < REPEATS_NEEDED:
-            words += f" With fewer than {REPEATS_NEEDED} repeats nobody can tell a change from noise."
-        yield ("text", words)
-        yield ("table", header, [ablation_row(*pair) for pair in zip(steps, measured, strict=True)])
-
-
-def ablation_row(step, point):
-    """One step of the ablation and the point that it gave."""
-    cells = []
-    for name in STEP_NUMBERS:
-        cells += [format_number(point, name), change_cell(step["numbers"][name])]
-    row = [step["variant"], "; ".join(step["changes"]) or "—", *cells, format_number(point, "itl_ms_p50")]
-    row += [show(point["output_tokens"]), show(point["requests"]), valid_cell(point)]
-    return row if point["valid"] else Grey(row)
-
-
-def change_cell(ratio):
-    """A ratio as a change in per cent."""
-    if not ratio:
-        return "—"
-    return f"{ratio['ratio'] - 1:+.1%}" + (" (within the noise)" if ratio["verdict"] == "cannot be told apart" else "")
-
-
-def valid_cell(point):
-    return "yes" if point["valid"] else f"no: {'; '.join(point['invalid_reasons'])}"
-
-
-# Validity.
-
-
-def validity(data):
-    """Of every server a fold: each check at each load, and the reason behind each that did not pass."""
-    for server in dict.fromkeys(point["server"] for point in data["points"]):
-        points = [point for point in data["points"] if point["server"] == server]
-        verdicts, reasons = {}, {}
-        for point in points:
-            for check in point["checks"]:
-                verdicts.setdefault(check["check"], {}).setdefault(point["load"], []).append(check["verdict"])
-                if check["verdict"] != "pass":
-                    why = (check["check"], check["verdict"], check["reason"])
-                    reasons.setdefault(why, {}).setdefault(point["load"], []).append(str(check["repeat"]))
-        if not verdicts:
-            continue
-        loads = list(dict.fromkeys(point["load"] for point in points))
-        rows = [[check, *(verdict_cell(at.get(load, [])) for load in loads)] for check, at in verdicts.items()]
-        every = [check["verdict"] for point in points for check in point["checks"]]
-        counts = ", ".join(f"{every.count(verdict)} {verdict}" for verdict in ("pass", "fail", "unknown"))
-        inner = [("table", ["check", *loads], rows)]
-        if reasons:
-            listed = [
-                [*why, "; ".join(f"{load} ({', '.join(at)})" for load, at in where.items())]
-                for why, where in sorted(reasons.items())
-            ]
-            inner.append(("table", ["check", "verdict", "reason", "load (repeats)"], listed))
-        yield ("fold", f"Validity of {server}: {counts}", inner)
-
-
-def verdict_cell(verdicts):
-    """The verdicts of all repeats in a word."""
-    if not verdicts:
-        return "—"
-    worst = next(verdict for verdict in ("fail", "unknown", "pass") if verdict in verdicts)
-    count = verdicts.count(worst)
-    return worst if count == len(verdicts) else f"{worst} ({count} of {len(verdicts)})"

@@ -15,7 +15,7 @@ from lib.analysis.metrics import RATE
 from lib.analysis.summary import PUBLISHED_POINTS, read_experiments, summarise, summarise_experiment
 from lib.bench.metrics import summed_up
 from lib.core.stage import read_json, write_json
-from lib.report import serving, serving_points
+from lib.report import client_ablation, serving, serving_points, validity
 from lib.report.page import Grey, html_table, to_html, to_markdown
 
 CPU = REPO / "tests/fixtures/serving"
@@ -256,7 +256,7 @@ def test_the_noise_is_how_far_a_repeat_lies_from_its_own_median(int4):
 
 
 def test_the_walk_says_what_each_step_changes_and_what_that_does(walked):
-    blocks = list(serving.ablation(summarise_experiment({"vllm": walked}, None)))
+    blocks = list(client_ablation.ablation(summarise_experiment({"vllm": walked}, None)))
     ((header, rows),) = tables(blocks)
     steps = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert list(steps) == ["published", "completions", "prompts", "pinned", "warm", "corrected"]
@@ -271,10 +271,12 @@ def test_the_walk_says_what_each_step_changes_and_what_that_does(walked):
 
 
 def test_a_step_within_the_noise_says_so(walked):
-    ((_, rows),) = tables(serving.ablation(summarise_experiment({"vllm": three_times(walked, 0.5, 1.0, 2.0)}, None)))
+    ((_, rows),) = tables(
+        client_ablation.ablation(summarise_experiment({"vllm": three_times(walked, 0.5, 1.0, 2.0)}, None))
+    )
     assert rows[1][3].endswith(" (within the noise)")
     ((_, rows),) = tables(
-        serving.ablation(summarise_experiment({"vllm": three_times(walked, 0.999, 1.0, 1.001)}, None))
+        client_ablation.ablation(summarise_experiment({"vllm": three_times(walked, 0.999, 1.0, 1.001)}, None))
     )
     assert rows[1][3].endswith("%")
 
@@ -283,7 +285,7 @@ def test_a_step_within_the_noise_says_so(walked):
 
 
 def test_the_validity_table_gives_reasons_of_failed_checks(walked):
-    (fold,) = serving.validity(summarise_experiment({"vllm": walked}, None))
+    (fold,) = validity.validity(summarise_experiment({"vllm": walked}, None))
     verdicts = [check["verdict"] for point in walked["points"] for check in point["repeats"][0]["checks"]]
     counts = ", ".join(f"{verdicts.count(one)} {one}" for one in ("pass", "fail", "unknown"))
     assert fold[1] == f"Validity of vllm: {counts}"
@@ -297,9 +299,9 @@ def test_the_validity_table_gives_reasons_of_failed_checks(walked):
 
 
 def test_repeats_that_disagree_say_how_many_failed():
-    assert serving.verdict_cell(["pass", "fail", "pass"]) == "fail (1 of 3)"
-    assert serving.verdict_cell(["unknown", "pass"]) == "unknown (1 of 2)"
-    assert serving.verdict_cell(["pass"] * 3) == "pass" and serving.verdict_cell([]) == "—"
+    assert validity.verdict_cell(["pass", "fail", "pass"]) == "fail (1 of 3)"
+    assert validity.verdict_cell(["unknown", "pass"]) == "unknown (1 of 2)"
+    assert validity.verdict_cell(["pass"] * 3) == "pass" and validity.verdict_cell([]) == "—"
 
 
 # The chapter
