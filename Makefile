@@ -11,7 +11,7 @@ doctor:     ## seconds: what PROFILE=... needs and what this machine has, as a c
 profile:    ## seconds: write PROFILE=embedded|weightless|writeup into params.yaml
 	@$(TOOLS) python -m tools.profile $(PROFILE)
 report:     ## seconds, no model: the report and the tables of README and docs/, from the committed references and this checkout's run
-	@$(TOOLS) python -m stages.serving_summary && $(TOOLS) python -m stages.claims && $(TOOLS) python -m stages.report && $(TOOLS) python -m tools.pages
+	@$(TOOLS) python -m tools.report
 chat:       ## seconds to load: talk to the model. ADAPTER=lora|qlora|none|lora-published, ONCE="a question"; SERVER=triton|triton-stream|trtllm|vllm URL=...
 	@exec $(TOOLS) python -m tools.chat $(ADAPTER) $(if $(SERVER),--server=$(SERVER)) $(if $(URL),--url=$(URL)) $(if $(value ONCE),--once="$$ONCE")
 serve:      ## half a minute until it is ready: SERVER=triton|vllm with the adapters (ADAPTER=none: without), until Ctrl-C

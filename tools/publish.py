@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lib.core.provenance import made_by
 from lib.core.stage import UserError, load_yaml, read_json, run, write_json
+from tools.checkout import only_run
 
 SMALL = {".json", ".csv", ".md", ".svg", ".png"}
 MAX_BYTES = 500_000
@@ -28,10 +29,8 @@ def small_files(folder):
     return [path for path in inside if not LEFT_OUT & set(path.parts[:-1])]
 
 
-def main():
-    name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
-        raise UserError(f"NAME is {name!r}; use small letters, digits, dots and dashes, as in h200-weightless")
+def publish(name):
+    """Copy the small files of this checkout's run to results/reference/NAME."""
     profile = load_yaml("params.yaml")["profile"]
     source, target = Path("results") / profile, Path("results/reference") / name
     files = small_files(source) if source.is_dir() else []
@@ -51,6 +50,14 @@ def main():
     published = {"name": name, "profile": profile, "published": time.strftime("%Y-%m-%d"), "made_by": made_by()}
     write_json(target / "run.json", published)
     print(f"published {len(files)} files of profile {profile} under {target}; commit them")
+
+
+def main():
+    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
+        raise UserError(f"NAME is {name!r}; use small letters, digits, dots and dashes, as in h200-weightless")
+    with only_run("make publish"):
+        publish(name)
 
 
 if __name__ == "__main__":

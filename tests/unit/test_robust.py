@@ -20,7 +20,7 @@ from lib.core.web import open_url
 from lib.serving.answers import answer, sums
 from lib.serving.process import is_ready
 from stages.machine import memory_limit_gib
-from tools import bench, lock, profile
+from tools import bench, lock, profile, publish, report
 from tools.checkout import RWLOCK, only_run
 from tools.reproduce import describe_failure
 
@@ -81,9 +81,10 @@ def test_a_second_run_names_the_first_in_one_line(tmp_path, monkeypatch, program
 
 
 @pytest.mark.parametrize(
-    ("tool", "words"), [(bench, ["walk"]), (lock, []), (lock, ["--digests"]), (profile, ["writeup"])]
+    ("tool", "words"),
+    [(bench, ["walk"]), (lock, []), (lock, ["--digests"]), (profile, ["writeup"]), (report, []), (publish, ["mine"])],
 )
-def test_nothing_writes_what_a_running_graph_reads(tree, monkeypatch, program, tool, words):
+def test_nothing_reads_or_writes_beside_a_running_graph(tree, monkeypatch, program, tool, words):
     monkeypatch.chdir(tree)
     monkeypatch.setattr(sys, "argv", ["tool", *words])
     files = [tree / "params.yaml", tree / "containers/images.yaml"]
