@@ -133,7 +133,7 @@ def ask(path, body=None):
         return json.load(response)
 
 
-def drive(p, name, load, images, server_process):
+def run_load(p, name, load, images, server_process):
     """Run a client to its end; returns its report, wall and CPU seconds (its start included; None in a container)."""
     load.folder.mkdir(parents=True)
     client, log = CLIENTS[name], load.folder.parent.parent / f"{load.folder.name}.log"
@@ -158,7 +158,7 @@ def against_the_mock(p, images, out):
                 ask("/mock", timing)
                 warm_up(load)
                 ask("/mock", timing)  # forgets what warmed it up
-                reported, seconds = drive(p, name, load, images, process)
+                reported, seconds = run_load(p, name, load, images, process)
                 requests = ask("/mock")
                 write_json(load.folder / "mock.json", requests)
                 runs.append({"client": name, "run": turn, **timing, "concurrency": concurrency}
@@ -178,7 +178,7 @@ def against_vllm(p, images, out):
                 load = p.load(server.model, concurrency, out, run_name("vllm", concurrency, name, turn))
                 warm_up(load)
                 before = read_metrics(server, COUNTERS)
-                reported, seconds = drive(p, name, load, images, process)
+                reported, seconds = run_load(p, name, load, images, process)
                 counts = server_counts(load, before, read_metrics(server, COUNTERS))
                 runs.append({"client": name, "run": turn, "concurrency": concurrency, "said": reported}
                             | counts | {"seconds": seconds})  # fmt: skip

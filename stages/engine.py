@@ -126,7 +126,7 @@ def write_calibration(rows, folder):
     return len(texts)
 
 
-def described(p, folder):
+def describe_engine(p, folder):
     """The adapters and requests that an engine takes, from its config.json; UserError if it is not as asked."""
     config = read_json(folder / "config.json")
     build, model = config["build_config"], config["pretrained_config"]
@@ -183,7 +183,7 @@ def build(p, variant, image, out):
         (work / "checkpoint.done").touch()
     shutil.rmtree(engine, ignore_errors=True)
     seconds["build"] = in_image(image, commands[1], work / "build.log")
-    description = described(p, engine)
+    description = describe_engine(p, engine)
 
     for name in ("engine", "calibration", "checkpoint.log", "build.log"):
         shutil.move(work / name, out / name)

@@ -102,7 +102,7 @@ PROBES = {
 ON_A_CPU = {"flops_per_second": {"matrix_bf16": multiplying_bf16, "matrix_fp32": multiplying_fp32}}
 
 
-def probed(make, device, p):
+def run_probe(make, device, p):
     """{median, least, most} a second of `repeats` measurements of `calls` calls each; None and why where it cannot run.
 
     A probe that this GPU, this torch or this much free memory does not allow leaves the others alone.
@@ -131,7 +131,7 @@ def main():
     name = torch.cuda.get_device_name() if device == "cuda" else f"{machine['cpu']}, {torch.get_num_threads()} threads"
     kinds = PROBES | (ON_A_CPU if device == "cpu" else {})
     by_limit = {
-        limit: {probe: probed(make, device, p) for probe, make in probes.items()} for limit, probes in kinds.items()
+        limit: {probe: run_probe(make, device, p) for probe, make in probes.items()} for limit, probes in kinds.items()
     }
     limits = {limit: best(probes) for limit, probes in by_limit.items()}
     write_metrics(

@@ -84,7 +84,7 @@ def with_digests(text, resolve):
     return text, lines
 
 
-def recorded(records, text, manifest_of, today):
+def record_images(records, text, manifest_of, today):
     """`records` with an entry for every image with a digest: {digest, resolved, gb: {architecture: packed size}}.
 
     manifest_of(NAME@DIGEST) gives the registry's JSON, or None. One that is recorded already is not asked for again.
@@ -184,7 +184,7 @@ def lock(with_environments):
     text, lines = with_digests(text, ask_registry)
     IMAGES.write_text(text)
     before = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
-    records = recorded(before, text, ask_manifest, datetime.date.today().isoformat())
+    records = record_images(before, text, ask_manifest, datetime.date.today().isoformat())
     if records or before:
         RECORDS.write_text(json.dumps(records, indent=2) + "\n")
     lines += [f"{image}: {record['resolved']}, {record['gb']} GB packed" for image, record in records.items()]

@@ -155,7 +155,7 @@ def tables(settled):
     return by_name
 
 
-def filled(text, contents, where):
+def fill_page(text, contents, where):
     """The page with every table anew; UserError for marks that do not pair up or name no table."""
     blocks = BLOCK.findall(text)
     if len(MARK.findall(text)) != 2 * len(blocks):
@@ -172,7 +172,7 @@ def pages():
 def main():
     settled = read_json(results("claims") / "claims.json")
     contents = tables(settled)
-    texts = {path: filled(path.read_text(), contents, path) for path in pages()}
+    texts = {path: fill_page(path.read_text(), contents, path) for path in pages()}
     shown = {name for text in texts.values() for _, name, _ in BLOCK.findall(text)}
     if missing := [name for name in contents if name not in shown]:
         raise UserError(f"no page has the marks of the table {missing[0]!r}; put them back where it belongs")

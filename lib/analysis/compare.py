@@ -12,7 +12,7 @@ SAME_SPEED = "cannot be told apart"
 NO_INTERVAL = f"no verdict: fewer than {REPEATS_NEEDED} repeats"
 
 
-def repeated(point, name, every=False):
+def read_repeats(point, name, every=False):
     """A number of every valid repeat of a point, or of every repeat; an empty list if one of them lacks it."""
     numbers = [repeat.get(name) for repeat in point["repeats"] if every or repeat["valid"]]
     return [] if None in numbers else numbers
@@ -26,17 +26,17 @@ def noise(runs, name, every=False):
     spread = [0.0]
     for run in runs:
         for point in run["points"]:
-            figures = repeated(point, name, every)
+            figures = read_repeats(point, name, every)
             spread += [abs(figure / statistics.median(figures) - 1) for figure in figures]
     return max(spread)
 
 
-def compared(above, below, name, floor, names, every=False):
+def compare(above, below, name, floor, names, every=False):
     """{ratio, low, high, verdict} of a number of two points; None where one is not valid or has no such number.
 
     floor: the noise of equal runs; names: what the two are called in the verdict; every: points that are not valid too.
     """
-    pair = [repeated(point, name, every) for point in (above, below)]
+    pair = [read_repeats(point, name, every) for point in (above, below)]
     if not all(every or point["valid"] for point in (above, below)) or not all(pair):
         return None
     quotient = ratio(*pair)

@@ -7,7 +7,7 @@ summarise() computes it once; the report, the docs and `bench_vllm_vs_trtllm` re
 import json
 import re
 
-from lib.analysis.compare import compared, noise
+from lib.analysis.compare import compare, noise
 from lib.analysis.machine_limit import (
     PUBLISHED_CARD,
     limit_share,
@@ -182,7 +182,7 @@ def compare_with_first(servers):
         for point in data["points"]:
             load = load_label(data, point)
             if load in at:
-                numbers = {n: compared(point, at[load], n, floor[n], (label, first)) for n in NUMBERS}
+                numbers = {n: compare(point, at[load], n, floor[n], (label, first)) for n in NUMBERS}
                 rows.append({"server": label, "divided_by": first, "load": load, "numbers": numbers})
     return rows
 
@@ -201,7 +201,7 @@ def ablation_steps(label, data):
             # Invalid points too: what their flaws do to the figures is the question.
             numbers = {
                 name: before
-                and compared(points[variant], points[before], name, floor[name], ("this", "the other"), True)
+                and compare(points[variant], points[before], name, floor[name], ("this", "the other"), True)
                 for name in NUMBERS
             }
             changes = setting_changes(data, before, variant) if before else []

@@ -50,7 +50,7 @@ def guess_counts(counted):
     return {"guessed_tokens": guessed, "guessed_right": counted["guessed_right"] / guessed if guessed else None}
 
 
-def summed_up(repeats):
+def summarise_repeats(repeats):
     """One entry of points.json: the medians of the valid repeats, with intervals, and every repeat as it was.
 
     Without a valid repeat the medians are of the invalid ones, and the point is not valid.
@@ -59,14 +59,14 @@ def summed_up(repeats):
     used = valid or repeats
     numbers = [key for key, value in used[0].items() if type(value) in (int, float) and key not in (*ASKED, "repeat")]
     medians = {
-        key: statistics.median(repeat[key] for repeat in used) for key in numbers if None not in values(used, key)
+        key: statistics.median(repeat[key] for repeat in used) for key in numbers if None not in numbers_of(used, key)
     }
     return {
         **{key: used[0][key] for key in ASKED},
         "tokens_counted_by": used[0]["tokens_counted_by"],
         **{key: None for key, value in used[0].items() if value is None},
         **medians,
-        "intervals": {key: interval(values(used, key)) for key in medians if len(used) >= REPEATS_NEEDED},
+        "intervals": {key: interval(numbers_of(used, key)) for key in medians if len(used) >= REPEATS_NEEDED},
         "valid": bool(valid),
         "invalid_reasons": sorted(
             {reason for repeat in repeats if not repeat["valid"] for reason in repeat["invalid_reasons"]}
@@ -75,7 +75,7 @@ def summed_up(repeats):
     }
 
 
-def values(repeats, key):
+def numbers_of(repeats, key):
     return [repeat.get(key) for repeat in repeats]
 
 

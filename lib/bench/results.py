@@ -27,7 +27,9 @@ def publish(out, work, p, server_name, asked):
         for point in group:
             if point.server == server_name and (work / "points" / f"{point}.json").exists():
                 groups.setdefault(key_of(point), []).append(read_json(work / "points" / f"{point}.json"))
-    summed = [metrics.summed_up(group) for group in sorted(groups.values(), key=lambda group: place(p, group[0]))]
+    summed = [
+        metrics.summarise_repeats(group) for group in sorted(groups.values(), key=lambda group: place(p, group[0]))
+    ]
     wanted = len(p.lengths) * len(p.concurrency) * len(p.variants) * p.repeats
     got = sum(len(group) for group in groups.values())
     short = None if got == wanted else f"{BUDGET_ENDED} {got} of {wanted} measurements"

@@ -15,7 +15,7 @@ from lib.bench.experiments import CUT_SHORT, LOAD_CLIENTS, Clock, key_of, second
 from lib.bench.inputs import load_of, make_inputs
 from lib.bench.results import publish, what_was_asked
 from lib.bench.triton_steps import step_times
-from lib.bench.validity import check_point, failed, never_valid, per_request
+from lib.bench.validity import check_point, failed_reasons, never_valid, per_request
 from lib.core.gpu import other_gpu_processes
 from lib.core.graph import dependencies
 from lib.core.stage import UserError, fingerprint, read_json, write_json
@@ -43,7 +43,7 @@ def limit(p, point):
     return p.point_seconds + round(requests * point.output_tokens / LEAST_RATE)
 
 
-def measure(p, server, point, images, process, other_processes, work):
+def measure_point(p, server, point, images, process, other_processes, work):
     """One point, written to points/: the client's numbers, the server's own counts, the validity checks."""
     p = p.with_variant(point.variant)
     path, raw = work / "points" / f"{point}.json", work / "raw" / str(point)
@@ -79,8 +79,8 @@ def measure(p, server, point, images, process, other_processes, work):
         **metrics.guess_counts(counted),
         **step_times(before, after),
         **seen,
-        "valid": not failed(checks),
-        "invalid_reasons": failed(checks),
+        "valid": not failed_reasons(checks),
+        "invalid_reasons": failed_reasons(checks),
         "checks": checks,
         "refused_tries": refused_tries(path),
     }
@@ -94,27 +94,27 @@ def refused_tries(path):
     return [] if last["valid"] else [*last.pop("refused_tries"), last]
 
 
-def finished(work, point):
+def read_finished(work, point):
     """The point as it was measured; None where it is missing, or not valid and could be: it is measured (again)."""
     path = work / "points" / f"{point}.json"
     record = read_json(path) if path.exists() else None
     return record if record and (record["valid"] or never_valid(record["checks"])) else None
 
 
-def missing(plan, work):
+def missing_points(plan, work):
     """The points of [(server, points)] that are not measured yet."""
-    left = [(server, [point for point in group if not finished(work, point)]) for server, group in plan]
+    left = [(server, [point for point in group if not read_finished(work, point)]) for server, group in plan]
     return [(server, group) for server, group in left if group]
 
 
 def sweep(name, p, inputs, images, work):
     """Measure the points that are not there yet, one server start for each group; stops when BUDGET is used up."""
     plan, clock = list(visits(p)), Clock(work.parent / f"bench-{name}.seconds.json")
-    left, total = missing(plan, work), sum(len(group) for _, group in plan)
+    left, total = missing_points(plan, work), sum(len(group) for _, group in plan)
     count = sum(len(group) for _, group in left)
     budget = seconds_of(os.environ.get("BUDGET"))
     deadline = float("inf") if budget is None else time.monotonic() + budget
-    print(f"{name}: {count} of {total} points to measure{about(clock.left(left))}", flush=True)
+    print(f"{name}: {count} of {total} points to measure{format_left(clock.left(left))}", flush=True)
     if left:
         make_inputs(p, inputs, images, work)
     with ExitStack() as together:
@@ -138,12 +138,12 @@ def measure_groups(name, p, inputs, images, work, clock, left, deadline, running
                 if time.monotonic() > deadline:
                     break
                 begun = time.monotonic()
-                record = measure(p, server, point, images, process, other_processes, work)
+                record = measure_point(p, server, point, images, process, other_processes, work)
                 clock.seconds["points"][key_of(point)] = time.monotonic() - begun
                 write_json(clock.path, clock.seconds)
-                rest = [(server_name, [other for other in group if not finished(work, other)]), *left[1:]]
+                rest = [(server_name, [other for other in group if not read_finished(work, other)]), *left[1:]]
                 where = f"{name}, {server_name}, repeat {point.repeat}"
-                print(f"{where}: {metrics.format_line(record)}{about(clock.left(rest, 1))}", flush=True)
+                print(f"{where}: {metrics.format_line(record)}{format_left(clock.left(rest, 1))}", flush=True)
         left = left[1:]
 
 
@@ -153,10 +153,10 @@ def tries(group, work, other_processes):
     the GPU before."""
     yield from group
     if not other_processes:
-        yield from [point for point in group if not finished(work, point)]
+        yield from [point for point in group if not read_finished(work, point)]
 
 
-def about(seconds):
+def format_left(seconds):
     return "" if seconds is None else f"; about {seconds:.0f} s left"
 
 
@@ -233,4 +233,4 @@ def measure_experiment(out, name, asked, inputs, images):
 def count_points(asked, work):
     """(all, those still to be measured) of an experiment's points."""
     plan = list(visits(asked))
-    return tuple(sum(len(group) for _, group in each) for each in (plan, missing(plan, work)))
+    return tuple(sum(len(group) for _, group in each) for each in (plan, missing_points(plan, work)))

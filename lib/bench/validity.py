@@ -32,7 +32,7 @@ def check_point(point, asked, counted, seen, other_processes, latencies, beside=
             "input length": length("input", counted, point["input_tokens"], asked["input_tokens"]),
             "output length": length("output", counted, point["output_tokens"], asked["output_tokens"]),
             "prefix cache": prefix_cache(counted),
-            "warm-up": warm_up(asked),
+            "warm-up": warmed_up(asked),
             "steady": steady(latencies),
             "concurrency": concurrency(point, asked["concurrency"]),
             "client": share("the client", seen["client_cores"]),
@@ -43,7 +43,7 @@ def check_point(point, asked, counted, seen, other_processes, latencies, beside=
     ]
 
 
-def failed(checks):
+def failed_reasons(checks):
     """The reasons of the checks that failed."""
     return [check["reason"] for check in checks if check["verdict"] == "fail"]
 
@@ -86,7 +86,7 @@ def prefix_cache(counted):
     return "fail" if hits else "pass", f"{hits:.0f} prompt tokens came from the prefix cache"
 
 
-def warm_up(asked):
+def warmed_up(asked):
     return "pass" if asked["warmup"] else "fail", f"{asked['warmup']} requests before those that count"
 
 

@@ -50,7 +50,7 @@ def decimals(value):
     return len(value.text.partition(".")[2]) if isinstance(value, Printed) else 0
 
 
-def interval(value):
+def printed_range(value):
     """The range of a printed figure: half of its last digit up or down; an integer is exact."""
     half = 0.5 * 10 ** -decimals(value) if isinstance(value, Printed) else 0.0
     return value - half, value + half
@@ -62,7 +62,7 @@ def evaluate(expression, figures):
     code = compile(expression, "check", "eval")
     values = [
         eval(code, {"__builtins__": {}}, dict(zip(names, corner, strict=True)))
-        for corner in product(*(interval(figures[name]) for name in names))
+        for corner in product(*(printed_range(figures[name]) for name in names))
     ]
     return min(values), max(values)
 
@@ -76,7 +76,7 @@ def check(kind, value, expression, figures, rule, spread=0.0):
     if kind == "holds":
         return {"rule": rule, "expected": None, "residual": None, "allowed": None, "holds": bool(low)}
     expected = (low + high) / 2
-    least, most = interval(value)
+    least, most = printed_range(value)
     holds = {
         "equals": low - spread <= most and least <= high + spread,
         "at_most": least <= high,

@@ -33,7 +33,7 @@ def questions(p, dataset):
     ]
 
 
-def drawn(names, popularity, count, seed):
+def draw_adapters(names, popularity, count, seed):
     """The adapter that each of `count` requests names, by popularity; the first name is the most popular."""
     weights = [POPULARITY[popularity](rank) for rank in range(1, len(names) + 1)]
     return random.Random(seed).choices(names, weights, k=count)
@@ -42,7 +42,7 @@ def drawn(names, popularity, count, seed):
 def point(p, asking, name, names, popularity):
     """One load on the running server; names: the adapters there are, empty for the base model alone."""
     texts = questions(p, asking.inputs.dataset)
-    chosen = drawn(names, popularity, len(texts), p.seed) if names else [None] * len(texts)
+    chosen = draw_adapters(names, popularity, len(texts), p.seed) if names else [None] * len(texts)
     asked = [
         Request(text, adapter, p.output_tokens, p.output_tokens, 0.0, 1.0, p.seed)
         for text, adapter in zip(texts, chosen, strict=True)

@@ -61,10 +61,10 @@ def proof(p, asking, precision, client, url, adapters):
         for request, both, single in zip(asked, together["answers"], alone["answers"], strict=True)
     ]
     return {"rows": rows, "together_seconds": together["wall_seconds"], "alone_seconds": alone["wall_seconds"],
-            **compared(rows)}  # fmt: skip
+            **compare_answers(rows)}  # fmt: skip
 
 
-def compared(rows):
+def compare_answers(rows):
     """How many answers are the ones that their adapter gives alone; how many of an adapter are not the base model's;
     and how many different answers the prompts have, over all adapters."""
     base = {row["prompt"]: row["alone"] for row in rows if row["adapter"] is None}

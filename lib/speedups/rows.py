@@ -35,7 +35,7 @@ def rates_of(answers):
     return [answer["tokens"] / answer["seconds"] for answer in answers]
 
 
-def summed(answers):
+def mean_speed(answers):
     """{tokens_per_second, interval}: the mean over answers, as the writeup takes it, with its 95 % interval."""
     rates = rates_of(answers)
     known = len(rates) >= REPEATS_NEEDED
@@ -57,7 +57,7 @@ def row(result, config, machine_rates):
     tokens = statistics.mean(answer["tokens"] for answer in answers)
     weights = METHODS[result["method"]].weights
     limit = closed_loop(config, weights, "bf16", machine_rates, 1, result["prompt_tokens"], max(2, round(tokens)))
-    best, speed = limit["apart_tokens_per_second"], summed(answers)
+    best, speed = limit["apart_tokens_per_second"], mean_speed(answers)
     return {
         **speed,
         "answers": len(answers),

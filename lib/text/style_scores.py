@@ -61,7 +61,7 @@ def distance(mean, reference, dataset):
     return None if None in (mean, reference) or not deviation else (mean - reference) / deviation
 
 
-def scored(definition, values, weights, p):
+def score_measure(definition, values, weights, p):
     """One measure: `values` holds a value or None a row for each of GROUPS, `weights` those of the held-out rows."""
     means = {who: interval(v, [1] * len(v) if who == "dataset" else weights, p) for who, v in values.items()}
     reference, dataset = means.get("reference", {}).get("mean"), values.get("dataset", [])
@@ -78,10 +78,10 @@ def score(answers, losses, tokens, p):
 
     The measures are those of the dataset's language.
     """
-    entries = {"completion_loss": scored(LOSS, losses, tokens, p)}
+    entries = {"completion_loss": score_measure(LOSS, losses, tokens, p)}
     for measure in MEASURES[language([answer.text for answer in answers["dataset"]])]:
         values = {who: [measure(answer) for answer in given] for who, given in answers.items()}
-        entries[measure.__name__] = scored(measure.__doc__, values, [1] * len(tokens), p)
+        entries[measure.__name__] = score_measure(measure.__doc__, values, [1] * len(tokens), p)
     return entries
 
 

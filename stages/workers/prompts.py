@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 
-def cut(tokenizer, words, start, tokens):
+def cut_prompt(tokenizer, words, start, tokens):
     """The words from `start` on that are exactly `tokens` tokens together, a BOS not counted; or None."""
     # No word is less than one token, so this many words are enough.
     text = " ".join(words[start : start + tokens])
@@ -32,7 +32,7 @@ def prompts(tokenizer, corpus, tokens, count, seed):
     words = corpus.split()
     starts = list(range(len(words) - tokens))
     random.Random(seed).shuffle(starts)
-    texts = (cut(tokenizer, words, start, tokens) for start in starts)
+    texts = (cut_prompt(tokenizer, words, start, tokens) for start in starts)
     kept = []
     for text in texts:
         if text:
@@ -42,7 +42,7 @@ def prompts(tokenizer, corpus, tokens, count, seed):
     sys.exit(f"error: only {len(kept)} of {count} prompts of {tokens} tokens can be cut from the text; ask for less")
 
 
-def drawn(tokenizer, tokens, count, seed):
+def draw_prompts(tokenizer, tokens, count, seed):
     """Prompts of `tokens` random words of a vocabulary of words, each with a first word of its own."""
     vocabulary, draw = tokenizer.get_vocab_size(), random.Random(seed)
     if count > vocabulary:
@@ -59,7 +59,7 @@ def main():
     if of_text < 1:
         sys.exit(f"error: {folder} puts {int(tokens) - of_text} tokens in front of a text; ask for more than {tokens}")
     if type(tokenizer.model).__name__ == "WordLevel":
-        texts = drawn(tokenizer, of_text, int(count), int(seed))
+        texts = draw_prompts(tokenizer, of_text, int(count), int(seed))
     else:
         package = Path(find_spec("genai_perf").origin).parent
         corpus = (package / "inputs" / "retrievers" / "shakespeare.txt").read_text()

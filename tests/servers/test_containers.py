@@ -552,5 +552,5 @@ def test_a_tag_resolves_to_the_digest_of_a_real_registry(engine, tmp_path, monke
     assert lock.ask_registry(name, tag) == digest and lock.ask_registry(name, "2") is None
     text, told = lock.with_digests(f"a: docker://{image}@sha256:UNRESOLVED\n", lock.ask_registry)
     assert (text, told) == (f"a: {engine.reference}\n", [f"{image}: resolved to {digest}"])
-    (record,) = lock.recorded({}, text, lock.ask_manifest, "2026-01-02").values()
+    (record,) = lock.record_images({}, text, lock.ask_manifest, "2026-01-02").values()
     assert record["digest"] == digest and list(record["gb"]) == ["unknown"] and record["gb"]["unknown"] < 0.1

@@ -293,7 +293,7 @@ def took(monkeypatch):
         return found
 
     monkeypatch.setattr("lib.bench.sweep.start", started)
-    monkeypatch.setattr("lib.bench.sweep.measure", ten_seconds)
+    monkeypatch.setattr("lib.bench.sweep.measure_point", ten_seconds)
     return measured
 
 

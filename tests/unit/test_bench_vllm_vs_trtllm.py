@@ -84,7 +84,7 @@ def test_the_ratio_is_triton_divided_by_vllm(runs, experiments):
 def three_times(runs, name, number, figures):
     """The first point of a run with three repeats, whose `number` is one of `figures` each."""
     (repeat,) = runs[name]["points"][0]["repeats"]
-    runs[name]["points"][0] = metrics.summed_up([{**repeat, number: figure} for figure in figures])
+    runs[name]["points"][0] = metrics.summarise_repeats([{**repeat, number: figure} for figure in figures])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from lib.claims.consistency import Printed, check, evaluate, interval, table_checks
+from lib.claims.consistency import Printed, check, evaluate, printed_range, table_checks
 
 TABLE = {
     "ttft_avg": Printed(14.0, "14.00"),
@@ -34,8 +34,8 @@ def broken(**changes):
 
 
 def test_a_printed_figure_is_a_range_and_an_integer_exact():
-    assert interval(Printed(0.5, "0.50")) == (0.495, 0.505)
-    assert interval(83) == (83, 83)
+    assert printed_range(Printed(0.5, "0.50")) == (0.495, 0.505)
+    assert printed_range(83) == (83, 83)
     assert pickle.loads(pickle.dumps(Printed(0.5, "0.50"))).text == "0.50"
 
 

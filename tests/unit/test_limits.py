@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import only_error, run_in, set_params, stage
 
-from stages.limits import Limits, best, probed
+from stages.limits import Limits, best, run_probe
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_probe_that_fails_says_why_and_leaves_the_others(error):
     def make(device, p):
         raise error
 
-    found = probed(make, "cuda", Limits(1, 16, 1, 1))
+    found = run_probe(make, "cuda", Limits(1, 16, 1, 1))
     assert found["median"] is None and found["not_measured"] == str(error).splitlines()[0]
     assert best({"broken": found, "works": {"median": 5.0}}) == 5.0 and best({"broken": found}) is None
 

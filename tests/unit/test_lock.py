@@ -11,7 +11,7 @@ from tools.lock import (
     compile_command,
     compile_environment,
     main,
-    recorded,
+    record_images,
     resolve_command,
     with_digests,
     with_locks,
@@ -108,15 +108,17 @@ MANIFESTS = {
 
 
 def test_an_image_records_date_architectures_and_size():
-    first = recorded({}, TEXT, MANIFESTS.get, "2026-01-02")
+    first = record_images({}, TEXT, MANIFESTS.get, "2026-01-02")
     assert first == {
         "example.org/a:1": {"digest": f"sha256:{KNOWN}", "resolved": "2026-01-02", "gb": {"amd64": 9.5, "arm64": 8.0}}
     }
-    assert recorded(first, TEXT, {}.get, "2026-03-04") == first  # nobody is asked again, and the date stays
+    assert record_images(first, TEXT, {}.get, "2026-03-04") == first  # nobody is asked again, and the date stays
     other = TEXT.replace(KNOWN, "d" * 64)
-    one = recorded(first, other, {f"example.org/a@sha256:{'d' * 64}": {"layers": [{"size": 10**9}]}}.get, "2026-03-04")
+    one = record_images(
+        first, other, {f"example.org/a@sha256:{'d' * 64}": {"layers": [{"size": 10**9}]}}.get, "2026-03-04"
+    )
     assert one["example.org/a:1"] == {"digest": f"sha256:{'d' * 64}", "resolved": "2026-03-04", "gb": {"unknown": 1.0}}
-    assert recorded({}, TEXT, {}.get, "2026-03-04") == {}  # a registry that does not answer
+    assert record_images({}, TEXT, {}.get, "2026-03-04") == {}  # a registry that does not answer
 
 
 def test_a_stale_environment_hash_is_replaced(tmp_path, monkeypatch):

@@ -91,25 +91,25 @@ def repeat(rate, valid=True, **more):
 
 
 def test_repeats_are_summed_up_as_medians_with_an_interval():
-    summed = metrics.summed_up([repeat(9.0), repeat(30.0), repeat(10.0)])
+    summed = metrics.summarise_repeats([repeat(9.0), repeat(30.0), repeat(10.0)])
     assert summed["rate"] == 10.0 and summed["intervals"]["rate"] == [9.0, 30.0]
     assert (summed["concurrency"], summed["gpu_watts"], summed["valid"]) == (4, None, True)
     assert len(summed["repeats"]) == 3 and "repeat" not in summed
 
 
 def test_an_invalid_repeat_stays_out_of_the_median():
-    summed = metrics.summed_up([repeat(9.0), repeat(1.0, valid=False), repeat(11.0), repeat(10.0)])
+    summed = metrics.summarise_repeats([repeat(9.0), repeat(1.0, valid=False), repeat(11.0), repeat(10.0)])
     assert summed["rate"] == 10.0 and summed["intervals"]["rate"][0] == 9.0
     assert summed["valid"] and summed["invalid_reasons"] == ["2 of 8 requests failed"]
 
 
 def test_no_valid_repeat_no_point_two_repeats_no_interval():
-    assert not metrics.summed_up([repeat(9.0, valid=False)] * 3)["valid"]
-    assert metrics.summed_up([repeat(9.0), repeat(10.0)])["intervals"] == {}
+    assert not metrics.summarise_repeats([repeat(9.0, valid=False)] * 3)["valid"]
+    assert metrics.summarise_repeats([repeat(9.0), repeat(10.0)])["intervals"] == {}
 
 
 def test_a_number_that_one_repeat_lacks_has_no_median():
-    assert "late" not in metrics.summed_up([repeat(9.0, late=1.0), repeat(10.0, late=None)])
+    assert "late" not in metrics.summarise_repeats([repeat(9.0, late=1.0), repeat(10.0, late=None)])
 
 
 def test_a_point_is_corrected_to_the_servers_count():

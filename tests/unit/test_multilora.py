@@ -11,8 +11,8 @@ import pytest
 from conftest import REPO, left_out
 
 from lib.core.stage import UserError, read_json, write_json
-from lib.multilora.cost import drawn, kv_tokens
-from lib.multilora.isolation import compared
+from lib.multilora.cost import draw_adapters, kv_tokens
+from lib.multilora.isolation import compare_answers
 from lib.serving.servers import ADAPTERS
 from stages import multilora
 from stages.multilora import Multilora
@@ -35,14 +35,17 @@ def rows(*answers):
 
 def test_an_answer_of_another_adapter_is_found():
     same = [("p", None, "base", "base"), ("p", "lora", "one", "one"), ("p", "qlora", "two", "two")]
-    assert compared(rows(*same)) == {"requests": 3, "same_as_alone": 3, "different_answers": 3, "with_an_adapter": 2,
+    assert compare_answers(rows(*same)) == {"requests": 3, "same_as_alone": 3, "different_answers": 3,
+                                            "with_an_adapter": 2,
                                      "other_than_adapter_off": 2}  # fmt: skip
-    mixed = compared(rows(*same[:2], ("p", "qlora", "one", "two")))
+    mixed = compare_answers(rows(*same[:2], ("p", "qlora", "one", "two")))
     assert (mixed["same_as_alone"], mixed["different_answers"]) == (2, 2)
 
 
 def test_an_adapter_without_effect_is_no_proof():
-    silent = compared(rows(("p", None, "base", "base"), ("p", "lora", "base", "base"), ("p", "qlora", "base", "base")))
+    silent = compare_answers(
+        rows(("p", None, "base", "base"), ("p", "lora", "base", "base"), ("p", "qlora", "base", "base"))
+    )
     assert silent["same_as_alone"] == 3 and silent["other_than_adapter_off"] == 0 == silent["different_answers"] - 1
 
 
@@ -120,10 +123,14 @@ def test_a_server_of_our_adapters_has_room_for_their_rank(ours, ranks):
 
 def test_skewed_requests_prefer_the_first_adapter():
     names = [f"random-{number}" for number in range(8)]
-    skewed, uniform = (Counter(drawn(names, kind, 8000, 1)) for kind in ("skewed", "uniform"))
+    skewed, uniform = (Counter(draw_adapters(names, kind, 8000, 1)) for kind in ("skewed", "uniform"))
     assert skewed["random-0"] / skewed["random-7"] == pytest.approx(8, rel=0.25)
     assert uniform["random-0"] / uniform["random-7"] == pytest.approx(1, rel=0.15)
-    assert drawn(names, "skewed", 50, 1) == drawn(names, "skewed", 50, 1) != drawn(names, "skewed", 50, 2)
+    assert (
+        draw_adapters(names, "skewed", 50, 1)
+        == draw_adapters(names, "skewed", 50, 1)
+        != draw_adapters(names, "skewed", 50, 2)
+    )
 
 
 @pytest.mark.parametrize(

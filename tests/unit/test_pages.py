@@ -53,7 +53,7 @@ def made(settled):
 @each_page
 def test_a_page_shows_its_tables_as_make_report_writes_them(page, made):
     text = page.read_text()
-    assert pages.filled(text, made, page) == text, "run: make report"
+    assert pages.fill_page(text, made, page) == text, "run: make report"
 
 
 def test_every_table_stands_on_a_page(made):
@@ -103,14 +103,14 @@ def test_a_page_shows_no_run_of_ones_own():
 )
 def test_wrong_marks_are_named_and_leave_the_page_unchanged(text, says):
     with pytest.raises(UserError, match=f"README.md: {says}"):
-        pages.filled(text, {"results": "| new |"}, "README.md")
+        pages.fill_page(text, {"results": "| new |"}, "README.md")
 
 
 def test_a_table_is_written_between_its_marks_and_only_once():
     text = "# Above\n<!-- results:begin -->\nstale\n<!-- results:end -->\nbelow\n"
-    once = pages.filled(text, {"results": "| new |"}, "README.md")
+    once = pages.fill_page(text, {"results": "| new |"}, "README.md")
     assert once == "# Above\n<!-- results:begin -->\n| new |\n<!-- results:end -->\nbelow\n"
-    assert pages.filled(once, {"results": "| new |"}, "README.md") == once
+    assert pages.fill_page(once, {"results": "| new |"}, "README.md") == once
 
 
 # The verdicts that moved.

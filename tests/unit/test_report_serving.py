@@ -9,11 +9,11 @@ import json
 import pytest
 from conftest import REPO
 
-from lib.analysis.compare import compared, noise
+from lib.analysis.compare import compare, noise
 from lib.analysis.machine_limit import point_limit
 from lib.analysis.metrics import RATE
 from lib.analysis.summary import PUBLISHED_POINTS, read_experiments, summarise, summarise_experiment
-from lib.bench.metrics import summed_up
+from lib.bench.metrics import summarise_repeats
 from lib.core.stage import read_json, write_json
 from lib.report import client_ablation, serving, serving_points, validity
 from lib.report.page import Grey, html_table, to_html, to_markdown
@@ -41,7 +41,7 @@ def three_times(data, *factors):
     for point in data["points"]:
         one = point["repeats"][0]
         repeats = [{**one, "repeat": n, RATE: one[RATE] * by} for n, by in enumerate(factors, 1)]
-        found["points"].append(summed_up(repeats))
+        found["points"].append(summarise_repeats(repeats))
     return found
 
 
@@ -166,7 +166,7 @@ def test_an_invalid_point_is_grey_and_not_compared(walked):
     assert rows[0][-1].startswith("no: 0 requests before those that count")
     assert html_table(["x"] * len(rows[0]), rows, ()).count('<tr class="grey">') == grey.count(True)
     invalid = walked["points"][0]
-    assert compared(invalid, walked["points"][-1], RATE, 0.0, ("a", "b")) is None
+    assert compare(invalid, walked["points"][-1], RATE, 0.0, ("a", "b")) is None
 
 
 # The servers beside each other

@@ -10,7 +10,7 @@ from conftest import REPO
 from lib.claims.claims import load_claims
 from lib.claims.settle import settle
 from lib.core.stage import read_json, write_json
-from lib.multilora.isolation import compared
+from lib.multilora.isolation import compare_answers
 from lib.report import streaming_and_adapters
 
 FIXTURES = REPO / "tests/fixtures/studies"
@@ -52,7 +52,7 @@ def several(tmp_path, **changes):
     point = {"adapters": 0, "rank": None, "popularity": None, "output_tokens_per_second": 40.0, "resident_mib": None}
     data = {
         "engine": "vLLM 0.32.0", "base_model_bytes": 269e6, "trained_adapter_bytes": 4.9e6,
-        "proof": {"float32": compared(rows)}, "points": [{"variant": "none", **point}], **changes,
+        "proof": {"float32": compare_answers(rows)}, "points": [{"variant": "none", **point}], **changes,
     }  # fmt: skip
     write_json(tmp_path / "multilora/vllm/multilora.json", data)
     return blocks(streaming_and_adapters.multilora, tmp_path)
