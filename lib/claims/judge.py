@@ -83,7 +83,11 @@ def not_comparable(run, problems, unmet, facts):
 
 def without(path, key, data):
     """Why a file has no figure, and the command that makes it."""
-    return f"{path} holds no {key}" if data else f"no {path}; `dvc repro {stage_of(path)}` makes it"
+    return (
+        f"{path} holds no {key}"
+        if data
+        else f"no {path}; `containers/run venv:tools dvc repro {stage_of(path)}` makes it"
+    )
 
 
 def on_another_card(judged, excused):

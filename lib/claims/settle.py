@@ -177,7 +177,7 @@ def command_of(claim):
     if claim.measure is None:
         return None
     path = next(iter(claim.figures.values()))["file"].replace("{variant}", "")
-    return f"dvc repro {stage_of(path)}"
+    return f"containers/run venv:tools dvc repro {stage_of(path)}"
 
 
 def contradicted(outcome):

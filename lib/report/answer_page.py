@@ -32,6 +32,7 @@ NEXT = {
 
 def answer_page(ledger, summary):
     """The whole page."""
+    yield ("text", opening(ledger))
     yield from verdicts(ledger)
     yield ("heading", 2, "Five findings")
     yield from findings(ledger, summary)
@@ -40,6 +41,15 @@ def answer_page(ledger, summary):
     yield from before_and_after(ledger)
     yield ("heading", 2, "Try next")
     yield ("table", ["to", "command"], [[what, f"`{command}`"] for what, command in NEXT.items()])
+
+
+def opening(ledger):
+    """What is judged here, in two sentences."""
+    first, *others = ledger["writeups"]
+    return (
+        f"{first['publisher']} published a writeup: {first['covers'].rstrip('.')}. This repository runs it again, and "
+        f'what {len(others)} other texts say of the same tools; "the writeup" is the first.'
+    )
 
 
 def verdicts(ledger):

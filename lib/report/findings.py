@@ -147,10 +147,17 @@ def same_engine(summary):
                 if not found or found["low"] is None:  # not valid, or fewer than three repeats
                     continue
                 if (engine[row["server"]] or "").startswith(f"{engine[row['divided_by']]} behind"):
-                    shares.append(f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}] at {row['load']}")
+                    shares.append(
+                        f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}] for {users_in(row['load'])}"
+                    )
             if shares:
                 return f"Of the same engine's tokens/s without it, Triton gave {' and '.join(shares)} ({name})."
     return "One and the same engine with and without Triton was not measured."
+
+
+def users_in(load):
+    """c=1 in words."""
+    return "1 user" if load == "c=1" else f"{load.removeprefix('c=')} users" if load.startswith("c=") else load
 
 
 def engines(experiment):
@@ -176,8 +183,8 @@ def triton_cost(ledger, summary):
         words = ", ".join(f"{label} {wait:,.0f} ms" for label, wait, _ in waits)
         yield (
             "text",
-            f"{same_engine(summary)} A BLS model answers one "
-            f"request an instance, so the second of two users waits for the first's whole answer. First token: {words} "
+            f"{same_engine(summary)} A BLS model (Triton's Python script of a model's steps) answers one request an "
+            f"instance, so the second of two users waits for the first's whole answer. First token: {words} "
             f"({name}, {'a stand-in for TensorRT-LLM' if data['engine_is_stand_in'] else data['engine']}).",
         )
         drawn = answer_plots.bars("answer-triton", waits, "first token after ms (median), two users")

@@ -196,7 +196,11 @@ def run_of(outcome):
 def how_to(ledger):
     """The command of each part, and the published runs."""
     yield ("heading", 2, "Reproduce it")
-    yield ("table", ["part", "command"], [[part, f"`{command}`"] for part, command in COMMANDS.items()])
+    yield (
+        "table",
+        ["part", "command"],
+        [[part, f"`{result_files.pasteable(command)}`"] for part, command in COMMANDS.items()],
+    )
     yield (
         "text",
         "Every figure lies beside this page as SVG and PNG, its data and the command that made it in a JSON file: "

@@ -12,7 +12,12 @@ METHODS = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 
 
 def not_measured(command):
-    return ("text", f"Not measured yet. `{command}` measures it.")
+    return ("text", f"Not measured yet. `{pasteable(command)}` measures it.")
+
+
+def pasteable(command):
+    """A command as a person pastes it: dvc stands in an environment of its own."""
+    return f"containers/run venv:tools {command}" if command.startswith("dvc ") else command
 
 
 def folders(ledger):

@@ -89,12 +89,12 @@ def test_other_conditions_are_not_comparable_with_a_reason():
 def test_a_missing_file_is_not_measured_and_names_its_stage():
     claim = settle(BY_ID["qlora-bytes-per-parameter"], 0.1, {"empty": RUNS / "empty"})
     assert (claim["verdict"], claim["measured"]) == ("not measured", None)
-    assert claim["reason"] == "no vram/vram.json; `dvc repro vram` makes it"
+    assert claim["reason"] == "no vram/vram.json; `containers/run venv:tools dvc repro vram` makes it"
 
 
 def test_a_missing_study_names_its_graph():
     claim = settle(BY_ID["stream-ensemble-faster"], 0.1, {"empty": RUNS / "empty"})
-    assert claim["reason"].endswith("`dvc repro studies/dvc.yaml:streaming@triton` makes it")
+    assert claim["reason"].endswith("`containers/run venv:tools dvc repro studies/dvc.yaml:streaming@triton` makes it")
     assert load_yaml(ROOT / "studies/dvc.yaml")["stages"].keys() <= set(judge.STUDIES)
 
 

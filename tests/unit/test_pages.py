@@ -14,7 +14,7 @@ from conftest import REPO
 from contracts import judge
 
 from lib.claims.claims import load_claims
-from lib.claims.kinds import CPU, EVIDENCE, OTHER_CARD, VERDICTS
+from lib.claims.kinds import CPU, EVIDENCE, OTHER_CARD, UNANSWERED, VERDICTS
 from lib.core.stage import UserError, load_yaml, read_json
 from lib.report.overview import HEADLINES
 from stages import claims
@@ -111,6 +111,12 @@ def test_a_table_is_written_between_its_marks_and_only_once():
     once = pages.fill_page(text, {"results": "| new |"}, "README.md")
     assert once == "# Above\n<!-- results:begin -->\n| new |\n<!-- results:end -->\nbelow\n"
     assert pages.fill_page(once, {"results": "| new |"}, "README.md") == once
+
+
+def test_every_unanswered_claim_names_a_pasteable_command(settled):
+    unanswered = [claim for claim in map(pages.public, settled["claims"]) if claim["verdict"] in UNANSWERED]
+    assert len(unanswered) <= 34
+    assert [claim["id"] for claim in unanswered if not claim["command"] or claim["command"].startswith("dvc ")] == []
 
 
 # The verdicts that moved.
@@ -231,14 +237,15 @@ def commands(page):
 def test_dvc_commands_in_the_docs_name_existing_stages():
     from dvc.cli import parse_args
 
-    graph = load_yaml(REPO / "dvc.yaml")["stages"]
+    graphs = {file: load_yaml(REPO / file)["stages"] for file in ("dvc.yaml", "studies/dvc.yaml")}
     params = load_yaml(REPO / "params.yaml")
     found = [words for page in PAGES for words in commands(page.read_text())]
     assert len(found) >= 10
     for words in found:
         given = parse_args(words)
         for target in getattr(given, "targets", None) or []:
-            assert target.partition("@")[0] in graph, words
+            file, _, stage = target.rpartition(":")
+            assert stage.partition("@")[0] in graphs[file or "dvc.yaml"], words
         for change in getattr(given, "set_param", None) or []:
             section, _, key = change.partition("=")[0].partition(".")
             assert key in params[section], words

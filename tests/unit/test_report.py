@@ -12,6 +12,7 @@ from lib.report import overview
 from stages import claims, report, serving_summary
 
 ROOT = Path(__file__).parents[2]
+DVC = "containers/run venv:tools dvc repro"
 RUNS = Path(__file__).parents[1] / "fixtures" / "claims"
 
 
@@ -190,8 +191,8 @@ def test_the_same_results_give_the_same_bytes(pages, tmp_path, monkeypatch):
 
 def test_an_empty_report_names_the_command_of_each_part(tmp_path, monkeypatch):
     html, markdown = checkout(tmp_path, monkeypatch, runs=())
-    for command in ("make reproduce", "dvc repro finetune@lora finetune@qlora", "dvc repro vram", "dvc repro chat",
-                    "dvc repro bench@base", "make publish NAME=..."):  # fmt: skip
+    for command in ("make reproduce", f"{DVC} finetune@lora finetune@qlora", f"{DVC} vram", f"{DVC} chat",
+                    f"{DVC} bench@base", "make publish NAME=..."):  # fmt: skip
         assert f"`{command}`" in markdown and f"<code>{command}</code>" in "".join(html.values())
 
 

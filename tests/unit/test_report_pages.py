@@ -79,7 +79,7 @@ def test_triton_is_compared_with_its_engine_by_interval():
     for other in (run(None), run(0.9, "vLLM 2"), run(0.9, None), invalid, empty):
         assert same_engine({"runs": {"mine": other}}) == nothing
     found = same_engine({"runs": {"mine": run(None), "theirs": run(0.9)}})
-    assert found == "Of the same engine's tokens/s without it, Triton gave 0.95 [0.90, 0.97] at c=1 (theirs)."
+    assert found == "Of the same engine's tokens/s without it, Triton gave 0.95 [0.90, 0.97] for 1 user (theirs)."
 
 
 def test_the_five_findings_say_what_the_committed_runs_measured(found):

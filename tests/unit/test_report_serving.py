@@ -367,4 +367,5 @@ def test_an_invalid_point_is_a_grey_cross_apart_from_the_line(int4):
 
 
 def test_no_run_says_what_measures(tmp_path):
-    assert chapter(tmp_path)[-1] == ("text", "Not measured yet. `dvc repro bench@base` measures it.")
+    command = "containers/run venv:tools dvc repro bench@base"
+    assert chapter(tmp_path)[-1] == ("text", f"Not measured yet. `{command}` measures it.")
