@@ -202,12 +202,11 @@ def beside_published(summary):
                "Not measured yet. `make reproduce` runs the pipeline.")  # fmt: skip
     else:
         name, pairs = found
-        mine_order, their_order = order(pairs)
-        rank = "rank as" if mine_order == their_order else "do not rank as"
+        ratios = "; ".join(ratios_beside(mine, summary["runs"][name]["experiments"]["base"], name))
         yield (
             "text",
-            f"The servers here {rank} those of the committed run {name}, by output tokens/s; how fast they are is the "
-            "processor's. A stand-in for TensorRT-LLM ran behind Triton: neither run says anything about TensorRT-LLM.",
+            f"Output tokens/s: {ratios}. How fast both are is the processor's. A stand-in for TensorRT-LLM ran behind "
+            "Triton: neither run says anything about TensorRT-LLM.",
         )
         drawn = answer_plots.beside("answer-runs", pairs, [OWN_RUN, name], panel_title(RATE))
         yield ("figure", "answer-runs", drawn, f"This checkout's servers beside those of {name}: {heading(mine)}.")
@@ -236,6 +235,18 @@ def rates_by_load(experiment):
     return {(p["server"], p["load"]): p["numbers"][RATE]["value"] for p in experiment["points"] if p["valid"]}
 
 
-def order(pairs):
-    """The names in the order of each run's tokens/s."""
-    return [[what for what, *_ in sorted(pairs, key=lambda pair: pair[n])] for n in (1, 2)]
+def ratios_beside(mine, theirs, name):
+    """A sentence for each load of both runs: one server over the other, here and in the run `name`, with verdicts."""
+    here, there = ratios_by_load(mine), ratios_by_load(theirs)
+    for server, other, load in sorted(here.keys() & there.keys()):
+        ours, committed = here[server, other, load], there[server, other, load]
+        yield (
+            f"{server} / {other} at {load} is {ours['ratio']:.2f} here ({ours['verdict']}), "
+            f"{committed['ratio']:.2f} in {name} ({committed['verdict']})"
+        )
+
+
+def ratios_by_load(experiment):
+    """{(server, divided by, load): its ratio of tokens/s} of the loads that both servers have a valid point of."""
+    rows = [row for row in experiment["comparisons"] if (row["numbers"] or {}).get(RATE)]
+    return {(row["server"], row["divided_by"], row["load"]): row["numbers"][RATE] for row in rows}

@@ -16,7 +16,7 @@ from lib.core.stage import read_json
 from lib.memory_model.tables import WHERE
 from lib.report import answers, canvas, plots
 from lib.report.answer_page import GROUPS, answer_page, cut
-from lib.report.findings import findings, same_engine
+from lib.report.findings import findings, ratios_beside, same_engine
 from lib.report.h100 import measured
 from lib.report.page import to_html
 from stages import claims, serving_summary
@@ -80,6 +80,16 @@ def test_triton_is_compared_with_its_engine_by_interval():
         assert same_engine({"runs": {"mine": other}}) == nothing
     found = same_engine({"runs": {"mine": run(None), "theirs": run(0.9)}})
     assert found == "Of the same engine's tokens/s without it, Triton gave 0.95 [0.90, 0.97] for 1 user (theirs)."
+
+
+def test_a_runs_ratios_stand_beside_the_committed_ones():
+    def run(ratio, verdict):
+        row = {"server": "triton", "divided_by": "vllm", "numbers": {RATE: {"ratio": ratio, "verdict": verdict}}}
+        invalid = [{**row, "load": "c=4", "numbers": {RATE: None}}, {**row, "load": "c=8", "numbers": None}]
+        return {"comparisons": [{**row, "load": "c=1"}, *invalid]}
+
+    (sentence,) = ratios_beside(run(0.97, "cannot be told apart"), run(1.2, "triton higher"), "theirs")
+    assert sentence == ("triton / vllm at c=1 is 0.97 here (cannot be told apart), 1.20 in theirs (triton higher)")
 
 
 def test_the_five_findings_say_what_the_committed_runs_measured(found):
