@@ -1,6 +1,6 @@
 """
 A verdict for every published number: the claims of data/claims/ joined with this checkout's run and with every
-reference run. Every result file is optional: what is absent is not measured.
+reference run. Every result file is optional: a figure of an absent file is not measured.
 
 in:   data/claims/*.yaml, results/<profile>/, results/reference/*/
 out:  results/<profile>/claims/claims.json   each claim with its verdict, evidence, reason, and its outcome in every run

@@ -1,5 +1,5 @@
 """
-How well the load clients measure: python -m stages.client_accuracy CLIENT_IMAGE VLLM_IMAGE AIPERF_IMAGE
+The accuracy of the load clients: python -m stages.client_accuracy CLIENT_IMAGE VLLM_IMAGE AIPERF_IMAGE
 
 First against a server of known timing (stages/workers/mock_server.py), which keeps when it really wrote each token:
 a client's report beside the truth, its seconds beyond the load, and its CPU time. Then against vLLM

@@ -143,8 +143,8 @@ def commands(p, image, server, exact, rank_of_ours):
 
 
 def measure_vllm(p, images, out):
-    """The points of all servers and two proofs. What a server gave is kept for a run that was cut off; should the one
-    of the exact proof fail, its reason stands in its place."""
+    """The points of all servers and two proofs. The results of each server are kept for a run that is cut off; a failed
+    exact proof leaves its reason."""
     server = SERVERS["vllm"]("base", inputs())
     exact = exactly(read_json(results("machine") / "machine.json"))
     ours = max_lora_rank(results("finetune") / name / "adapter" for name in ADAPTERS)

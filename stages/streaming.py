@@ -144,9 +144,9 @@ def measure(p, kind, images, out):
         write_bls_models(results("repository") / "base" / "models" / BLS, out / "models", p.bls_instances)
         command += ["--model-repository", str(out / "models")]
         loads += bls_loads(p, folder, next(iter(prompts.values())))
-    ask, told = out / "raw" / "ask.json", out / "raw" / "told.json"
-    write_json(ask, loads)
-    client = ["containers/run", images[1], "python3", "-m", "stages.workers.stream_client", str(ask), str(told)]
+    asked, answers = out / "raw" / "ask.json", out / "raw" / "told.json"
+    write_json(asked, loads)
+    client = ["containers/run", images[1], "python3", "-m", "stages.workers.stream_client", str(asked), str(answers)]
     print(f"streaming: starting {images[0]}", flush=True)
     log = out / "raw" / "server.log"
     with serving(server, command, log, p.ready_seconds, "streaming.ready_seconds") as (process, ready):
@@ -156,10 +156,12 @@ def measure(p, kind, images, out):
         log = out / "raw" / "client.log"
         run_client("streams.py", client, log, process, p.client_seconds, "streaming.client_seconds")
     shutil.rmtree(out / "models", ignore_errors=True)
-    told = read_json(told)
+    loads_answered = read_json(answers)
     clients = list(CLIENTS_OF[kind])
-    by_client = {name: by_prompt(name, answered, prompts) for name, answered in zip(clients, told, strict=False)}
-    bls = by_case(p, told[len(clients) :]) if kind == "triton" else None
+    by_client = {
+        name: by_prompt(name, answered, prompts) for name, answered in zip(clients, loads_answered, strict=False)
+    }
+    bls = by_case(p, loads_answered[len(clients) :]) if kind == "triton" else None
     facts = {"engine": engine, "engine_is_stand_in": is_stand_in, "weights_format": weights, "kv_format": cache}
     return {**facts, "server_command": command, **by_client, "bls": bls}
 

@@ -67,7 +67,7 @@ def has_buildx():
 def with_digests(text, resolve):
     """images.yaml's text with every UNRESOLVED filled in; resolve(name, tag) gives "sha256:..." or None.
 
-    Returns (text, lines to tell): what was resolved, what has moved, what could not be resolved.
+    Returns (text, lines to print): the resolved digests, those that have moved, those that could not be resolved.
     """
     lines = []
     for name, tag, known in sorted({match.groups() for match in REFERENCE.finditer(text)}):

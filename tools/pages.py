@@ -87,7 +87,7 @@ def of_writeup(claims):
 
 
 def claim_row(claim):
-    """A claim as a row: what it says and of what, and why the verdict is what it is."""
+    """A claim as a row: its text and conditions, and the reason of its verdict."""
     says = [claim["says"], f"({claim['conditions']})", claim["inferred"] and f"Inferred: {claim['inferred']}."]
     command = claim["verdict"] in UNANSWERED and claim["command"] and f"Command: `{claim['command']}`"
     why = [claim["reason"], command, claim["note"]]
@@ -129,7 +129,7 @@ def code(lines):
 
 
 def discrepancies(entries):
-    """A row an entry; what is handled links to the file that does it."""
+    """A row an entry, with a link to the file that handles it."""
     rows = []
     for entry in entries:
         file = entry.get("handled")

@@ -1,5 +1,5 @@
 """
-Before a run: what it will take, and whether this machine has it: python -m tools.preflight
+Before a run, its needs and whether this machine has them: python -m tools.preflight
 
 Prints one line with the time, disk and memory of a whole run (params.yaml: estimate). What is missing is listed, all
 of it at once, each with what to do, and the exit code is 1: nothing has been started by then. Where nothing is missing,

@@ -1,4 +1,4 @@
-"""One question to a running server, in the terminal: what `make chat SERVER=...` does instead of loading the model."""
+"""One question to a running server, in the terminal: `make chat SERVER=...` asks it instead of loading the model."""
 
 import socket
 

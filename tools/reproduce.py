@@ -43,14 +43,14 @@ class Progress(logging.Handler):
 
     def emit(self, record):
         message = record.getMessage()
-        if found := UNCHANGED.match(message):
+        if match := UNCHANGED.match(message):
             self.end_stage()
             self.place += 1
             self.unchanged += 1
-            self.done(found[1])
-        elif found := RUNNING.match(message):
+            self.done(match[1])
+        elif match := RUNNING.match(message):
             self.end_stage()
-            self.begin_stage(found[1])
+            self.begin_stage(match[1])
 
     def done(self, name):
         if name in self.names:
@@ -176,8 +176,8 @@ def describe_failure(stage, log, error):
     lines = log.read_text(errors="replace").strip().splitlines()[-LOG_LINES:] if log.exists() else []
     print(f"the last lines of {log}:", *lines, sep="\n| ", file=sys.stderr)
     # DVC says "exited with -9" where the kernel ended the stage.
-    found = re.search(r"exited with (-?\d+)\b", full_message(error))
-    code = int(found[1]) if found else None
+    match = re.search(r"exited with (-?\d+)\b", full_message(error))
+    code = int(match[1]) if match else None
     if code == CUT_SHORT:
         return f"stage {stage}: BUDGET ended; run the same again to resume, what is finished is kept"
     killed = f" ({exit_words(code)})" if code in (-signal.SIGKILL, 128 + signal.SIGKILL) else ""

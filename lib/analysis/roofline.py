@@ -1,5 +1,5 @@
 """
-How fast a machine could serve a model at most: the bytes and the operations that a load cannot do without, over the
+The roofline of serving: the bytes and the operations that a load cannot do without, over the
 machine's measured bandwidth and matrix rate (the roofline of https://doi.org/10.1145/1498765.1498785).
 
 A lower bound of time, so it leaves out what a better engine might avoid: activations between layers, logits, padding,

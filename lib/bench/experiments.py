@@ -1,6 +1,6 @@
 """
-The experiments of the benchmark as data: what params.yaml lists, which points each has, in which order they are
-measured, and what that will cost.
+The experiments of the benchmark as data: those that params.yaml lists, their points, the order in which they are
+measured, and the time they take.
 """
 
 import itertools

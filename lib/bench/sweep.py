@@ -161,7 +161,7 @@ def format_left(seconds):
 
 
 def start(name, p, inputs, server_name, images, work, clock, stack):
-    """(server, process) of a server that is ready; what it is and how it was started goes to servers/."""
+    """(server, process) of a server that is ready; its facts and its command go to servers/."""
     server, command = server_command(name, p, inputs, server_name, images)
     starting = serving(server, command, work / f"{server_name}.log", p.ready_seconds, "bench.ready_seconds")
     process, ready = stack.enter_context(starting)

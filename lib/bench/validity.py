@@ -91,7 +91,7 @@ def warmed_up(asked):
 
 
 def steady(latencies):
-    """Kernels compiled on first use, a cache that fills, a card that heats up: what began is not what ended."""
+    """Finds a drift during the load: kernels compiled on first use, a cache that fills, a card that heats up."""
     if latencies is None:
         return "unknown", "the client kept no single requests"
     if len(latencies) < DRIFT_REQUESTS:

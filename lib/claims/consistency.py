@@ -102,7 +102,7 @@ def text(value):
 
 
 def describe(result, value, unit):
-    """A check in words: what is printed beside what is expected."""
+    """A check in words: the printed figure beside the expected one."""
     if result["expected"] is None:
         return f"{result['rule']}: {'holds' if result['holds'] else 'does not hold'}"
     beside = f"{text(value)} beside {text(result['expected'])} {unit}".strip()

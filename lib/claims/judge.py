@@ -12,7 +12,7 @@ COMPUTED = {"vram": "predicted", "kv_cache": "computed"}
 
 
 def collect_facts(stated, run_wide):
-    """{fact: values} of the files that a claim reads; what they do not state is taken from the run."""
+    """{fact: values} of the files that a claim reads; facts missing there are taken from the run."""
     names = {name for facts in stated for name in facts}
     values = {name: [v for facts in stated if name in facts for v in as_list(facts[name])] for name in names}
     return {name: as_list(value) for name, value in run_wide.items()} | values

@@ -1,5 +1,5 @@
 """
-PyTorch's caching allocator for CUDA, without a GPU: what a process holds for the tensors that it makes and drops.
+PyTorch's caching allocator for CUDA, without a GPU: the memory that a process holds for its tensors.
 
 The rules of c10/cuda/CUDACachingAllocator.cpp (torch 2.11, no expandable segments): a size is rounded up to 512 bytes;
 up to 1 MiB it comes out of segments of 2 MiB, up to 10 MiB out of segments of 20 MiB, above that a segment of its own

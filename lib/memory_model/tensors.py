@@ -100,7 +100,7 @@ class Operations:
         return Tensor(Storage(self.memory, count * item, term), count, item)
 
     def record(self, out, inputs, saved, run):
-        """Note how `out` came from `inputs`, if one of them needs a gradient; what is saved becomes an activation."""
+        """Note how `out` came from `inputs`, if one of them needs a gradient; the saved tensors become activations."""
         edges = tuple(tensor.source for tensor in inputs)
         if self.recording and any(edges):
             self.nodes += 1

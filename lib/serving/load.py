@@ -1,5 +1,5 @@
 """
-One load of a server: what is sent, and the requests that warm the server up before it.
+One load of a server, and the requests that warm the server up before it.
 """
 
 import json
@@ -14,7 +14,7 @@ from lib.core.web import open_url
 
 @dataclass
 class Load:
-    """One point: what is sent to which server, and where the client's own files go."""
+    """One point: the requests, their server, and the folder of the client's own files."""
 
     url: str  # http://HOST:PORT
     model: str  # as the server calls it

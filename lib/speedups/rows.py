@@ -43,7 +43,7 @@ def mean_speed(answers):
 
 
 def cpu_per_token(answers):
-    """CPU seconds a token, of all threads: what hardly changes when others are at work on the machine."""
+    """CPU seconds a token, of all threads: other programs on the machine hardly change it."""
     return sum(answer["cpu_seconds"] for answer in answers) / sum(answer["tokens"] for answer in answers)
 
 

@@ -1,5 +1,5 @@
 """
-The processes of stages/speedups.py, one after the other: what each is given, how far it is, and what it came to.
+The processes of stages/speedups.py, one after the other: their input, progress and results.
 
 in:   the parameters of speedups
 out:  .work/<profile>/speedups-<fingerprint>/NAME.task, NAME.json, NAME.answers, NAME.log
@@ -18,7 +18,7 @@ TOLD_EVERY = 15  # seconds between two lines of progress
 
 @dataclass
 class Task:
-    """A process to run: what it is called, what it does, where, and how many lines its .answers file ends with."""
+    """A process to run: its name, module, image, parameters, and the number of lines of its finished .answers."""
 
     name: str
     module: str

@@ -1,5 +1,5 @@
 """
-The memory of this process while it trains: what NVML says the process holds on the GPU (as `nvidia-smi` shows it, CUDA
+The memory of this process while it trains: its GPU memory by NVML (as `nvidia-smi` shows it, CUDA
 context included), what torch allocated and reserved, and on a CPU the resident memory. All in MiB.
 """
 

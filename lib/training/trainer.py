@@ -61,7 +61,7 @@ def sft_config(p, checkpoints):
 
 
 def fast_on_cpu(p):
-    """True where lib/training/cpu.py does the layers and the loss: what it leaves out, nothing of the run asks for."""
+    """True if lib/training/cpu.py computes the layers and the loss: the run needs nothing that it leaves out."""
     import torch
 
     asked = p.gradient_checkpointing or p.packing or p.liger or p.compile or p.gpus > 1

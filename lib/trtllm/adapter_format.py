@@ -1,6 +1,6 @@
 """
-The form in which TensorRT-LLM takes a LoRA adapter, on the CPU with numpy alone: what hf_lora_convert.py must have
-written, and whether an engine can take it.
+The form in which TensorRT-LLM takes a LoRA adapter, on the CPU with numpy alone: the output of hf_lora_convert.py,
+and whether an engine can take it.
 
     model.lora_weights.npy  (1, R, W)  a row for every layer and module: A (rank x in) flattened, then B (out x rank)
                                        times lora_alpha / rank flattened, zeros up to the longest row W
