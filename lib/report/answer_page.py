@@ -44,11 +44,12 @@ def answer_page(ledger, summary):
 
 
 def opening(ledger):
-    """What is judged here, in two sentences."""
+    """The texts that are judged."""
     first, *others = ledger["writeups"]
+    covers = first["covers"].partition(". ")[0].rstrip(".")
     return (
-        f"{first['publisher']} published a writeup: {first['covers'].rstrip('.')}. This repository runs it again, and "
-        f'what {len(others)} other texts say of the same tools; "the writeup" is the first.'
+        f"Judged here: the writeup of {first['publisher']}: {covers}; and {len(others)} other texts on the same tools. "
+        'Each published number is run again, or held against a source or arithmetic. "The writeup" is the first.'
     )
 
 
