@@ -122,8 +122,8 @@ class Series:
         return {"kind": kind, "seconds": seconds, "stage": running[0] if running else None}
 
     def points(self):
-        """{name: data} of the finished points of the sweep that goes on; one that its validity checks refused, on a busy
-        machine for instance, is measured again."""
+        """{name: data} of the finished points of the sweep that goes on; one that its validity checks refused, on a
+        busy machine for instance, is measured again."""
         points = {path.name: read_json(path) for path in self.tree.glob(".work/embedded/bench-*/points/*.json")}
         return {name: point for name, point in points.items() if point["valid"] or never_valid(point["checks"])}
 
@@ -217,7 +217,7 @@ def is_good(kill):
 
 
 def summarise(kills):
-    """What is published: how many of how many, by kind and by check; the last kill counts when the next run has begun."""
+    """What is published: how many of how many, by kind and by check; the last kill counts once the next run began."""
     kills = [kill for kill in kills if "resumes" in kill]
     by_kind = {kind: [kill for kill in kills if kill["kind"] == kind] for kind in KINDS}
     return {
