@@ -8,6 +8,8 @@ what COSTS has for a GPU and for CPUs.
 from dataclasses import dataclass
 from math import ceil
 
+from tabulate import tabulate
+
 from lib.bench.experiments import Bench, Clock, visits, with_experiment
 from lib.core.gpu import gpus
 from lib.core.stage import load_yaml, read_params, run, work_folder
@@ -61,18 +63,12 @@ def row(p, name, kind):
     return [name + mark, str(points), str(asked.repeats), str(len(plan)), minutes, command, asked.model, servers]
 
 
-def table(rows):
-    """The rows as text in columns."""
-    widths = [max(len(cells[n]) for cells in rows) for n in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in rows]
-
-
 def main():
     p = read_params(Bench)
     kind = "gpu" if gpus() else "cpu"
-    lines = table([HEADER, *(row(p, name, kind) for name in p.definitions)])
+    rows = [row(p, name, kind) for name in p.definitions]
     print(f"profile {load_yaml('params.yaml')['profile']}; * runs in `make reproduce`")
-    print(*lines, sep="\n")
+    print(tabulate(rows, HEADER, tablefmt="plain", disable_numparse=True))
     print("BUDGET=30m stops it after 30 minutes; run it again to resume.")
     machine = "one H200" if kind == "gpu" else "two CPU cores (what needs a GPU: of one H200)"
     print(f"minutes: about those of {machine}, unless measured here")

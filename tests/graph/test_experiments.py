@@ -13,7 +13,7 @@ from lib.bench.experiments import Bench, visits, with_experiment
 from lib.claims.claims import load_claims
 from lib.claims.runs import lookup
 from lib.core.stage import load_yaml, read_params
-from tools.experiments import HEADER, row, table
+from tools.experiments import HEADER, row
 
 
 def listed(tree):
@@ -59,10 +59,6 @@ def test_the_list_names_a_missing_gpu_or_server():
     assert row(p, "int4", "gpu")[HEADER.index("run it with")] == "make bench EXPERIMENT=int4"
     p.servers = ["triton"]
     assert row(p, "walk", "cpu")[-1] == "none of bench.servers"
-
-
-def test_columns_stand_below_each_other():
-    assert table([("a", "b"), ("long", "c")]) == ["a     b", "long  c"]
 
 
 # One experiment, under a real DVC, with a stage that writes down how often it ran.
