@@ -76,9 +76,12 @@ def style_measures(name, measures):
     figure, panels = new_figure(0.2 + 1.05 * rows, len(measures), MEASURES_A_ROW)
     shown = (*MODELS, ("dataset", "dataset", GREEN))
     for axes, (measure, means) in zip(panels, measures.items(), strict=True):
-        axes.axvline(means["dataset"]["mean"], color=GREEN, linewidth=1)
+        if means["dataset"]["mean"] is not None:
+            axes.axvline(means["dataset"]["mean"], color=GREEN, linewidth=1)
         for place, (who, _, colour) in enumerate(shown):
             mean = means[who]
+            if mean["mean"] is None:  # too short answers for this measure
+                continue
             if mean["low"] is not None:
                 axes.plot([mean["low"], mean["high"]], [place] * 2, "-", color=colour, linewidth=2)
             axes.plot(mean["mean"], place, MARKERS[place], color=colour)

@@ -14,7 +14,7 @@ from lib.analysis.metrics import RATE
 from lib.claims.kinds import VERDICTS
 from lib.core.stage import read_json
 from lib.memory_model.tables import WHERE
-from lib.report import answers, canvas, plots
+from lib.report import answer_plots, answers, canvas, plots
 from lib.report.answer_page import GROUPS, answer_page, cut
 from lib.report.findings import findings, ratios_beside, same_engine
 from lib.report.h100 import measured
@@ -227,3 +227,10 @@ def test_a_cut_answer_is_marked():
     assert [answers.whole(text) for text in ("Done.", "「はい」", "and then", None)] == [
         "Done.", "「はい」", "and then …", "—",
     ]  # fmt: skip
+
+
+def test_a_measure_without_a_mean_leaves_its_place_empty():
+    whole, none = {"mean": 1.0, "low": 0.5, "high": 1.5}, {"mean": None, "low": None, "high": None}
+    who = ("dataset", "base", "lora", "qlora")
+    measures = {"cut": dict.fromkeys(who, whole), "distinct_words_1": dict.fromkeys(who, none) | {"base": whole}}
+    assert answer_plots.style_measures("style-measures", measures)
