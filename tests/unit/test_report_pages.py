@@ -16,8 +16,9 @@ from lib.core.stage import read_json
 from lib.memory_model.tables import WHERE
 from lib.report import answer_plots, answers, canvas, plots
 from lib.report.answer_page import GROUPS, answer_page, cut
-from lib.report.findings import findings, ratios_beside, same_engine
+from lib.report.findings import findings, same_engine
 from lib.report.h100 import measured
+from lib.report.own_run import ratios_beside
 from lib.report.page import to_html
 from stages import claims, serving_summary
 from stages.report import page_of
