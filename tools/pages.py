@@ -2,7 +2,7 @@
 The generated tables of README.md, README.ja.md and docs/, each between its two marks, such as <!-- results:begin -->
 and <!-- results:end -->, README.md's figure, and docs/verdicts.csv: python -m tools.pages
 
-in:   results/<profile>/claims/claims.json, data/discrepancies.yaml, data/then_and_now.yaml, data/ja.yaml,
+in:   results/<profile>/claims/claims.json, data/{discrepancies,then_and_now,writeup_chapters,ja}.yaml,
       results/<profile>/report/answer-comparison.svg, drawn from reference runs alone
 It prints the verdicts of this checkout that are not those of the last commit (tools/moved.py).
 Verdicts are those by the reference runs and by arithmetic alone: the same in every checkout.
@@ -138,6 +138,19 @@ def discrepancies(entries):
     return table(["", "in the writeup", "what the pinned versions do", "here"], rows)
 
 
+def chapters(entries, claims):
+    """A row a chapter of the main writeup: its claims, the commands that run it, and what they leave out."""
+    counts = Counter(claim["section"] for claim in claims if claim["writeup"] == "fixstars")
+    rows = []
+    for entry in entries:
+        commands = "\n".join(f"`{command}`" for command in entry["commands"])
+        stages = ", ".join(f"`{stage}`" for stage in entry["stages"])
+        claimed = str(counts[entry["section"]])
+        rows.append([entry["section"], claimed, commands, stages, entry["minutes"], entry["leaves_out"]])
+    header = ["chapter", "claims", "command", "stages", "minutes, estimated", "left out"]
+    return table(header, rows, right=("claims",))
+
+
 def tables(settled):
     """{name: Markdown} of every table that a page may hold."""
     claims = [public(claim) for claim in settled["claims"]]
@@ -146,6 +159,7 @@ def tables(settled):
         "results-ja": headlines_in(load_yaml("data/ja.yaml"), claims),
         "kinds": kinds(claims),
         "unanswered": unanswered(claims),
+        "chapters": chapters(load_yaml("data/writeup_chapters.yaml"), claims),
         "discrepancies": discrepancies(load_yaml("data/discrepancies.yaml")),
     }
     for writeup, steps in load_yaml("data/then_and_now.yaml").items():

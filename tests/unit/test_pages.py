@@ -194,6 +194,26 @@ def test_every_corrected_command_holds_its_contract(line):
     assert set(judge({"contract": name, "command": line})) <= {"P22", "P5"}
 
 
+CHAPTERS = load_yaml(REPO / "data/writeup_chapters.yaml")
+
+
+def test_every_chapter_of_the_writeup_with_a_claim_has_a_row():
+    claims = load_yaml(REPO / "data/claims/fixstars.yaml")
+    sections = {entry["section"] for kind in ("claims", "tables") for entry in claims[kind]}
+    assert [entry["section"] for entry in CHAPTERS] == sorted(sections)
+
+
+def test_a_chapters_commands_and_stages_exist():
+    stages = {name for file in ("dvc.yaml", "studies/dvc.yaml") for name in load_yaml(REPO / file)["stages"]}
+    targets = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
+    experiments = load_yaml(REPO / "experiments.yaml")["bench"]["definitions"]
+    for entry in CHAPTERS:
+        assert {stage.partition("@")[0] for stage in entry["stages"]} <= stages
+        for make, target, *settings in map(str.split, entry["commands"]):
+            assert (make, target in targets) == ("make", True)
+            assert {word.removeprefix("EXPERIMENT=") for word in settings if word.startswith("EXP")} <= set(experiments)
+
+
 PERSONA = REPO / "results/reference/embedded-persona"
 
 
