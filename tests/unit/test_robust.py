@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import time
 import psutil
 import pytest
 from conftest import REPO, run_in
+from kill_anywhere import KINDS, is_good
 
 from lib.bench.validity import gpu_clocks
 from lib.core import work
 from lib.core.parent import exit_words
-from lib.core.stage import UserError, write_json
+from lib.core.stage import UserError, read_json, write_json
 from lib.core.web import open_url
 from lib.serving.answers import answer, sums
 from lib.serving.process import is_ready
@@ -297,3 +299,12 @@ def test_variables_of_other_systems_stay_outside():
     done = run_in(REPO, "containers/run", "host:", "sh", "-c", show, environment=odd)
     shell, *others = done.stdout.split()
     assert shell.endswith("/bash") and others == ["no"] * 3
+
+
+def test_troubleshooting_says_what_the_kills_showed():
+    kills = read_json(REPO / "results/reference/kills.json")
+    assert len(kills["each"]) == kills["kills"] and sum(map(is_good, kills["each"])) == kills["good"]
+    assert {kill["kind"] for kill in kills["each"]} <= set(KINDS) and kills["completed_runs"]
+    assert re.fullmatch("[0-9a-f]{40}", kills["made_by"]["commit"]) and not kills["made_by"]["dirty"]
+    words = f"{kills['good']} of {kills['kills']} kills at random moments of the smallest whole run"
+    assert words in (REPO / "docs/troubleshooting.md").read_text()
