@@ -123,3 +123,10 @@ def test_trtllm_serve_is_started_by_the_writeups_profile(name):
     params = load_yaml(REPO / "params.yaml")["bench"] | load_yaml(REPO / "profiles/writeup.yaml")["bench"]
     asked = with_experiment(Bench(**params), name)
     assert asked.servers == ["trtllm", "vllm"] and set(asked.servers) <= set(params["servers"])
+
+
+def test_both_servers_of_the_writeup_take_as_many_requests():
+    profile = load_yaml(REPO / "profiles/writeup.yaml")
+    most = profile["engine"]["max_batch_size"]
+    assert profile["repository"]["max_batch_size"] == most
+    assert profile["bench"]["server_options"] == [f"--max-num-seqs={most}"]
