@@ -20,7 +20,7 @@ from pathlib import Path
 from string import Template
 
 from lib.core.gpu import architecture
-from lib.core.provenance import write_metrics
+from lib.core.provenance import installed, write_metrics
 from lib.core.stage import REPRO, UserError, need, read_json, read_params, results, run
 from lib.serving.vllm_options import engine_options
 from lib.trtllm.adapters import MODELS, adapters
@@ -59,7 +59,9 @@ def render(text, values, where):
 
 
 def vllm_version(image):
-    """The version of vLLM that an environment's lock file names."""
+    """The version of vLLM that an environment's lock file names, or that is installed here (host:)."""
+    if image == "host:" and (version := installed("vllm")):
+        return version
     name = re.fullmatch(r"venv:([\w-]+)(@\w+)?", image)
     lock = Path("containers") / (name[1] if name else "none") / "requirements.txt"
     version = re.search(r"^vllm(?:-cpu)?==(\S+)", lock.read_text() if lock.exists() else "", re.MULTILINE)

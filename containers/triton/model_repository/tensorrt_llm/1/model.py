@@ -10,8 +10,10 @@ import itertools
 import json
 import locale
 import math
+import multiprocessing
 import os
 import shlex
+import shutil
 import threading
 from pathlib import Path
 
@@ -20,15 +22,16 @@ import triton_python_backend_utils as pb_utils
 
 locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # the stub sets none, and torch reads its own files in that encoding
 
-from vllm import SamplingParams  # noqa: E402
+from vllm import SamplingParams, exceptions  # noqa: E402
 from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: E402
-from vllm.exceptions import VLLMClientError  # noqa: E402
 from vllm.lora.request import LoRARequest  # noqa: E402
 from vllm.sampling_params import RequestOutputKind  # noqa: E402
 from vllm.usage.usage_lib import UsageContext  # noqa: E402
 from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
+# Older versions have no class for what the client did wrong; theirs are all ValueErrors.
+CLIENT_ERROR = getattr(exceptions, "VLLMClientError", ValueError)
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -76,7 +79,7 @@ class TritonPythonModel:
         try:
             self.check(asked)
             await self.generate(asked, sender)
-        except (Refused, VLLMClientError, ValueError) as error:
+        except (Refused, CLIENT_ERROR, ValueError) as error:
             fail(sender, f"{asked.name}: {error}")
         except Exception as error:  # whatever it was, the client must hear of it
             fail(sender, f"{asked.name}: the engine failed: {type(error).__name__} {error}")
@@ -189,6 +192,7 @@ def start_engine(words):
     # What has been imported here need not be imported again, which takes 5 s; vLLM itself takes "spawn" where a GPU is
     # already in use.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    multiprocessing.set_executable(shutil.which("python3"))  # what "spawn" starts; this program is Triton's stub
     return AsyncLLM.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=True)
 
 
