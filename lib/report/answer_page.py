@@ -101,11 +101,11 @@ def this_run(ledger):
 def before_and_after(ledger):
     """The first eight questions, answered by the base model and with the LoRA adapter, cut short."""
     yield ("heading", 3, "Before and after")
-    found = answered(ledger)
-    if not found:
+    answers = answered(ledger)
+    if not answers:
         yield not_measured("dvc repro chat")
         return
-    name, data = found
+    name, data = answers
     yield ("text", f"The first words of {data.get('model', 'a model without a name')}, {name}.{random_words(data)}")
     who = "lora" if any(entry.get("lora") for entry in data["prompts"]) else "qlora"
     rows = [

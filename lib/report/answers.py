@@ -14,11 +14,11 @@ SHOWN_ANSWERS = 8
 def opening(ledger):
     """The eight prompts before and after, and the measures of style, of this checkout or else of a committed run."""
     yield ("heading", 2, "Before and after")
-    found = answered(ledger)
-    if not found:
+    answers = answered(ledger)
+    if not answers:
         yield not_measured("dvc repro chat")
         return
-    name, data = found
+    name, data = answers
     yield ("text", f"{data.get('model', 'A model without a name')}, {name}.{random_words(data)} … marks a cut answer.")
     rows = [
         [entry["prompt"], *(whole(entry.get(who)) for who in ("base", "lora", "qlora"))]
@@ -28,7 +28,9 @@ def opening(ledger):
     scores = dict(found_in(ledger, "style/style.json")).get(name, {"measures": {}})["measures"]
     who = ("dataset", "base", "lora", "qlora")
     drawn = {
-        measure: means for measure, entry in scores.items() if all((means := entry["means"]).get(one) for one in who)
+        measure: means
+        for measure, entry in scores.items()
+        if all((means := entry["means"]).get(source) for source in who)
     }
     if drawn:
         caption = (
