@@ -59,7 +59,7 @@ def from_wheel(p):
         )
     # Found without importing it: the package itself would pull in llama.cpp.
     file = next(Path(f.locate()) for f in files(package) if f.suffix == ".gguf")
-    # transformers reads the file for the config, the weights and the tokenizer, 3 s each.
+    # transformers reads the whole file for each of config, weights and tokenizer; the cache reads it once.
     gguf.GGUFReader = functools.cache(gguf.GGUFReader)
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
     return model, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, config=model.config)
@@ -74,7 +74,7 @@ def from_shape(p):
 
     config = AutoConfig.for_model(**shape)
     torch.manual_seed(p.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"  # 7 B normal draws: seconds on a GPU, minutes on a CPU
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # 7 B normal draws: much faster on a GPU
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return model, llama_like_tokenizer(config.vocab_size)

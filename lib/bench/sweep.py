@@ -25,7 +25,7 @@ from lib.serving.load import warm_up
 from lib.serving.monitor import Monitor
 from lib.serving.process import launched, run_client, serving, session, wait_until_ready
 
-LEAST_RATE = 40  # output tokens a second: a third of a 7 B model's at one user on an H100 PCIe, the slowest card for it
+LEAST_RATE = 40  # output tokens a second: well below a 7 B model's at one user on an H100
 
 
 def key(p, name, images):

@@ -4,6 +4,8 @@ The time of a request inside Triton: the Python steps around the engine, by Trit
 The engine's model is decoupled: it takes a request over and returns at once, so Triton counts no time of it.
 """
 
+from lib.serving.answers import read_samples
+
 STEPS = ("preprocessing", "postprocessing")
 RUNS = "nv_inference_exec_count"
 DURATION, QUEUE = "nv_inference_request_duration_us", "nv_inference_queue_duration_us"
@@ -34,12 +36,5 @@ def step_times(before, after):
 
 def by_model(text):
     """Prometheus text -> {(metric, model): value}; empty where the text is malformed."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    try:
-        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-    except ValueError:
-        return {}
-    # The parser adds _total to the name of a counter.
-    labelled = [sample for sample in samples if "model" in sample.labels]
+    labelled = [sample for sample in read_samples(text) if "model" in sample.labels]
     return {(sample.name.removesuffix("_total"), sample.labels["model"]): sample.value for sample in labelled}

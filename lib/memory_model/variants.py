@@ -13,7 +13,8 @@ from lib.model.shapes import head_size, linear_shapes
 from lib.training.config import METHODS, with_variant
 
 # The process's memory outside torch: the driver's context, cuBLAS, bitsandbytes and others. The one number
-# that is measured and not derived: NVML's figure less torch's reserved memory, on an H200 (driver 580, torch 2.11).
+# that is measured and not derived: process_peak_mib less torch_reserved_peak_mib, on an H200, of
+# results/reference/h200-weightless/finetune/lora-published/metrics.json.
 CONTEXT = 796 * MIB
 # Micro-batches that are simulated: enough for the peak, the largest one of the epochs is always among them.
 LIMIT = 64

@@ -6,7 +6,7 @@ answers, what to try next. At most 1,200 words and six figures (tests/unit/test_
 from lib.claims.kinds import UNANSWERED
 from lib.claims.runs import OWN_RUN
 from lib.report import answer_plots
-from lib.report.answers import SHOWN_ANSWERS, answered, random_words
+from lib.report.answers import SHOWN_ANSWERS, best_answers, random_words
 from lib.report.findings import findings
 from lib.report.result_files import METHODS, folders, not_measured, variants
 
@@ -101,11 +101,11 @@ def this_run(ledger):
 def before_and_after(ledger):
     """The first eight questions, answered by the base model and with the LoRA adapter, cut short."""
     yield ("heading", 3, "Before and after")
-    found = answered(ledger)
-    if not found:
+    answers = best_answers(ledger)
+    if not answers:
         yield not_measured("dvc repro chat")
         return
-    name, data = found
+    name, data = answers
     yield ("text", f"The first words of {data.get('model', 'a model without a name')}, {name}.{random_words(data)}")
     who = "lora" if any(entry.get("lora") for entry in data["prompts"]) else "qlora"
     rows = [

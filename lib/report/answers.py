@@ -14,11 +14,11 @@ SHOWN_ANSWERS = 8
 def opening(ledger):
     """The eight prompts before and after, and the measures of style, of this checkout or else of a committed run."""
     yield ("heading", 2, "Before and after")
-    found = answered(ledger)
-    if not found:
+    answers = best_answers(ledger)
+    if not answers:
         yield not_measured("dvc repro chat")
         return
-    name, data = found
+    name, data = answers
     yield ("text", f"{data.get('model', 'A model without a name')}, {name}.{random_words(data)} … marks a cut answer.")
     rows = [
         [entry["prompt"], *(whole(entry.get(who)) for who in ("base", "lora", "qlora"))]
@@ -28,7 +28,9 @@ def opening(ledger):
     scores = dict(found_in(ledger, "style/style.json")).get(name, {"measures": {}})["measures"]
     who = ("dataset", "base", "lora", "qlora")
     drawn = {
-        measure: means for measure, entry in scores.items() if all((means := entry["means"]).get(one) for one in who)
+        measure: means
+        for measure, entry in scores.items()
+        if all((means := entry["means"]).get(source) for source in who)
     }
     if drawn:
         caption = (
@@ -39,9 +41,14 @@ def opening(ledger):
     yield ("link", "Every measure with its definition, and the answers of all runs", "answers.html")
 
 
-def answered(ledger):
+def all_answers(ledger):
+    """[(run, chat.json)] of the runs that have answers."""
+    return [(name, data) for name, data in found_in(ledger, "chat/chat.json") if data.get("prompts")]
+
+
+def best_answers(ledger):
     """(run, chat.json) to show; None without one."""
-    return best_spoken([(name, data) for name, data in found_in(ledger, "chat/chat.json") if data.get("prompts")])
+    return best_spoken(all_answers(ledger))
 
 
 def random_words(data):
@@ -84,10 +91,10 @@ def interval(entry):
 def chat(ledger):
     """The answers side by side, of every run that has any."""
     yield ("heading", 2, "Chat")
-    answered = [(name, data) for name, data in found_in(ledger, "chat/chat.json") if data.get("prompts")]
-    if not answered:
+    answers = all_answers(ledger)
+    if not answers:
         yield not_measured("dvc repro chat")
-    for name, data in answered:
+    for name, data in answers:
         yield ("text", f"{name}: {data.get('model', 'a model without a name')}.{random_words(data)}")
         rows = [[entry.get(who) or "—" for who in ("prompt", "base", "lora", "qlora")] for entry in data["prompts"]]
         yield ("table", ["prompt", "base", "LoRA", "QLoRA"], rows)

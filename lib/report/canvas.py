@@ -107,12 +107,12 @@ def label_lines(figure, panels):
 
 def line_ends(axes):
     """{label: (x, y, colour)} of the right end of each named line, once a name."""
-    found = {}
+    ends = {}
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
         if len(handle.get_xdata()):
             x, y = max(zip(handle.get_xdata(), handle.get_ydata(), strict=True))
-            found.setdefault(label, (x, y, handle.get_color()))
-    return found
+            ends.setdefault(label, (x, y, handle.get_color()))
+    return ends
 
 
 def rows_of(label):
@@ -149,9 +149,9 @@ def label_ends(axes, ends, row):
 
 def legend(figure, panels):
     """One legend for all panels, below them."""
-    found = {}
+    handles = {}
     for axes in panels:
-        found |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    columns = 2 if max(map(len, found), default=0) <= LEGEND_LETTERS / 2 else 1
-    labels = [textwrap.fill(label, LEGEND_LETTERS) for label in found]
-    figure.legend(list(found.values()), labels, loc="outside lower center", ncols=columns)
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    columns = 2 if max(map(len, handles), default=0) <= LEGEND_LETTERS / 2 else 1
+    labels = [textwrap.fill(label, LEGEND_LETTERS) for label in handles]
+    figure.legend(list(handles.values()), labels, loc="outside lower center", ncols=columns)

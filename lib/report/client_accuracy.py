@@ -30,30 +30,30 @@ SAID = (
 
 def client_accuracy(ledger):
     """Blocks of every run that has held the clients against the mock."""
-    found = [
+    studies = [
         (name, data)
         for name, facts in ledger["runs"].items()
         if (data := optional(Path(facts["folder"]) / "client_accuracy/client_accuracy.json"))
     ]
     yield ("heading", 2, "The load clients")
-    if not found:
+    if not studies:
         yield not_measured("make client-accuracy")
         return
-    for name, data in found:
+    for name, data in studies:
         yield ("heading", 3, f"The load clients: {name}")
         yield from errors(data)
         yield from costs(data)
         yield from same_server(data)
-    yield from conversion(found[-1][1])
+    yield from conversion(studies[-1][1])
 
 
 def groups(runs, *keys):
     """{the values of those keys: the valid runs that share them}, in the order in which they ran."""
-    found = {}
-    for one in runs:
-        if one["valid"]:
-            found.setdefault(tuple(one[key] for key in keys), []).append(one)
-    return found
+    by_values = {}
+    for run in runs:
+        if run["valid"]:
+            by_values.setdefault(tuple(run[key] for key in keys), []).append(run)
+    return by_values
 
 
 def over(runs, part, name):
@@ -68,12 +68,12 @@ def signed(value, form="+.2f"):
 
 def invalid(runs):
     """A sentence for each reason why runs do not count."""
-    found = {}
-    for one in runs:
-        if not one["valid"]:
-            which = f"{one['client']}, concurrency {one['concurrency']}, run {one['run']}"
-            found.setdefault("; ".join(one["invalid_reasons"]), []).append(which)
-    for reasons, which in found.items():
+    by_reasons = {}
+    for run in runs:
+        if not run["valid"]:
+            which = f"{run['client']}, concurrency {run['concurrency']}, run {run['run']}"
+            by_reasons.setdefault("; ".join(run["invalid_reasons"]), []).append(which)
+    for reasons, which in by_reasons.items():
         yield ("text", f"Invalid, {reasons}: {'; '.join(which)}.")
 
 

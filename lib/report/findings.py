@@ -143,12 +143,12 @@ def same_engine(summary):
         for experiment in run["experiments"].values():
             engine, shares = engines(experiment), []
             for row in experiment["comparisons"]:
-                found = (row["numbers"] or {}).get(RATE)
-                if not found or found["low"] is None:  # not valid, or fewer than three repeats
+                ratio = (row["numbers"] or {}).get(RATE)
+                if not ratio or ratio["low"] is None:  # not valid, or fewer than three repeats
                     continue
                 if (engine[row["server"]] or "").startswith(f"{engine[row['divided_by']]} behind"):
                     shares.append(
-                        f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}] for {users_in(row['load'])}"
+                        f"{ratio['ratio']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] for {users_in(row['load'])}"
                     )
             if shares:
                 return f"Of the same engine's tokens/s without it, Triton gave {' and '.join(shares)} ({name})."

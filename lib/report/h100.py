@@ -25,13 +25,13 @@ def read_estimates(ledger):
 
 def published(summary):
     """{"Triton" | "vLLM": {users: tokens/s}} as the writeup prints them."""
-    found = {"Triton": {}, "vLLM": {}}
+    rates = {"Triton": {}, "vLLM": {}}
     for point in summary["published"]["points"]:
         if point["numbers"][0]:
-            found["Triton" if point["server"].startswith("Triton") else "vLLM"][point["concurrency"]] = point[
+            rates["Triton" if point["server"].startswith("Triton") else "vLLM"][point["concurrency"]] = point[
                 "numbers"
             ][0]
-    return found
+    return rates
 
 
 def measured(summary):
@@ -74,7 +74,12 @@ def figure(data, summary):
         "measured; the shaded band is the estimate's calibrated error, for int4 a range. Filled: the writeup's points "
         "in 4 bits, and vLLM measured here with and without its flag and in version 0.25.0 (finding 3)."
     )
-    return ("figure", "estimates", plots.estimates("estimates", [one for one in series if one["points"]]), caption)
+    return (
+        "figure",
+        "estimates",
+        plots.estimates("estimates", [entry for entry in series if entry["points"]]),
+        caption,
+    )
 
 
 def as_point(pair):

@@ -47,12 +47,12 @@ def kv_cache(ledger):
         yield ("figure", figure, waste(figure, data["policies"]), caption)
         rows = [
             [
-                f"{one['policy']}, {one['says']}",
-                show(one["unit_tokens"]),
-                f"{100 * one['wasted_share']:.1f} %",
-                show(round(one["sequences_per_gib"])),
+                f"{policy['policy']}, {policy['says']}",
+                show(policy["unit_tokens"]),
+                f"{100 * policy['wasted_share']:.1f} %",
+                show(round(policy["sequences_per_gib"])),
             ]
-            for one in data["policies"]
+            for policy in data["policies"]
         ]
         yield ("table", ["room", "tokens at a time", "wasted", "sequences a GiB"], rows)
 
@@ -66,8 +66,8 @@ def shape_cells(model, entry):
 def waste(name, policies):
     """A bar for every way to hand out room: the part that holds tokens, and the part that holds none."""
     figure, (axes,) = canvas.new_figure(1.1 + 0.36 * len(policies))
-    used = [100 * (1 - one["wasted_share"]) for one in policies]
-    labels = [f"{one['policy']},\n{one['says']}" for one in policies]
+    used = [100 * (1 - policy["wasted_share"]) for policy in policies]
+    labels = [f"{policy['policy']},\n{policy['says']}" for policy in policies]
     axes.barh(range(len(used)), used, height=0.62, color=canvas.BLUE, label="holds tokens")
     empty = [100 - share for share in used]
     axes.barh(range(len(used)), empty, left=used, height=0.62, color=canvas.GREY, label="wasted", alpha=0.6)

@@ -46,11 +46,11 @@ def rows(measured):
     """One row for each limit of each run."""
     cards = load_yaml("data/cards.yaml")
     for name, entry in measured.items():
-        card = next((one for one in cards if entry["device"].startswith(one["name"])), {})
+        card = next((card for card in cards if entry["device"].startswith(card["name"])), {})
         for limit, (what, unit, size) in LIMITS.items():
-            probes = {probe: one for probe, one in entry["probes"][limit].items() if one["median"]}
+            probes = {probe: result for probe, result in entry["probes"][limit].items() if result["median"]}
             if not probes:
-                reasons = {one["not_measured"] for one in entry["probes"][limit].values()}
+                reasons = {result["not_measured"] for result in entry["probes"][limit].values()}
                 yield [name, entry["device"], what, "not measured", "; ".join(reasons), "—", "—", "—", "—"]
                 continue
             best = max(probes, key=lambda probe: probes[probe]["median"])
@@ -83,8 +83,8 @@ def line(model, weights, concurrency, machine):
     """One model at one concurrency."""
     config = read_shape(model, "the shape is")
     step = decode_step(config, weights, "bf16", concurrency, INPUT + OUTPUT // 2)
-    found = closed_loop(config, weights, "bf16", machine, concurrency, INPUT, OUTPUT)
-    least, total = seconds(step, machine), found["tokens_per_second"]
+    throughput = closed_loop(config, weights, "bf16", machine, concurrency, INPUT, OUTPUT)
+    least, total = seconds(step, machine), throughput["tokens_per_second"]
     cells = [f"{step['weight_bytes'] / 1e9:.2f}", f"{step['kv_bytes'] / 1e9:.2f}"]
-    bounds = [show(total), show(found["apart_tokens_per_second"])] if total else ["not measured"] * 2
+    bounds = [show(total), show(throughput["apart_tokens_per_second"])] if total else ["not measured"] * 2
     return [model, weights, str(concurrency), *cells, f"{least * 1e3:.2f}" if least else "not measured", *bounds]

@@ -14,9 +14,9 @@ MIB = 2**20
 
 def predictions(ledger):
     """{(model, method): terms} of every run's prediction."""
-    found = [optional(folder / "vram/vram.json").get("models", {}) for _, folder, _ in folders(ledger)]
+    runs = [optional(folder / "vram/vram.json").get("models", {}) for _, folder, _ in folders(ledger)]
     return {
-        (m, method): by[method] for models in found for m, by in models.items() for method in METHODS if method in by
+        (m, method): by[method] for models in runs for m, by in models.items() for method in METHODS if method in by
     }
 
 

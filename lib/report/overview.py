@@ -66,10 +66,10 @@ def what_ran(ledger, serving):
     yield ("heading", 2, "What ran")
     rows, environments = [], []
     for name, folder, facts in result_files.folders(ledger):
-        made = {path: optional(path).get("made_by", {}) for part in MADE for path in sorted(folder.glob(part))}
+        provenance = {path: optional(path).get("made_by", {}) for part in MADE for path in sorted(folder.glob(part))}
         commits = {
             f"`{by['commit'][:10] or 'unknown'}`" + (" with changes" if by.get("dirty") else "")
-            for by in made.values()
+            for by in provenance.values()
             if "commit" in by
         }
         gpus = facts["gpu"] if isinstance(facts["gpu"], list) else [facts["gpu"]]
@@ -79,10 +79,10 @@ def what_ran(ledger, serving):
             for data in serving["runs"].get(name, {"experiments": {}})["experiments"].values()
         }
         models = [(facts["model"], facts["weights"])] if "model" in facts and "weights" in facts else sorted(served)
-        model = ", ".join(f"{one} ({weights} weights)" for one, weights in models) or "—"
+        model = ", ".join(f"{base} ({weights} weights)" for base, weights in models) or "—"
         profile = optional(folder / "run.json").get("profile") or facts.get("profile", "—")
         rows.append([name, profile, machine, gpu_names(gpus), model, ", ".join(sorted(commits)) or "—"])
-        for path, by in made.items():
+        for path, by in provenance.items():
             versions = ", ".join(f"{package} {version}" for package, version in by.get("versions", {}).items())
             lock = (by.get("lock_sha256") or "—")[:12]
             where = str(path.relative_to(folder).parent)
@@ -173,19 +173,21 @@ def why(claim):
         lines.append(f"Command: `{claim['command']}`")
     if claim["note"]:
         lines.append(claim["note"])
-    return "\n".join([*lines, *(f"{one['run']}: {one['verdict']}, {show(one['measured'])}" for one in others(claim))])
+    return "\n".join(
+        [*lines, *(f"{outcome['run']}: {outcome['verdict']}, {show(outcome['measured'])}" for outcome in others(claim))]
+    )
 
 
 def others(claim):
     """The outcomes beside the one that gave the verdict, of each run's variants one a verdict: those under the claim's
     conditions, and this checkout's in any case."""
     seen = {(run_of(claim), claim["verdict"])}
-    for one in claim["outcomes"]:
-        key = run_of(one), one["verdict"]
-        counts = one["verdict"] not in ("not comparable", "not measured") or key[0] == "this checkout"
-        if counts and one["measured"] is not None and key not in seen:
+    for outcome in claim["outcomes"]:
+        key = run_of(outcome), outcome["verdict"]
+        counts = outcome["verdict"] not in ("not comparable", "not measured") or key[0] == "this checkout"
+        if counts and outcome["measured"] is not None and key not in seen:
             seen.add(key)
-            yield one
+            yield outcome
 
 
 def run_of(outcome):

@@ -12,12 +12,12 @@ def beside_published(summary):
     """This checkout's serving beside the committed run of the same model and lengths."""
     yield "Does your machine show the same?"
     mine = summary["runs"].get(OWN_RUN, {"experiments": {}})["experiments"].get("base")
-    found = mine and next(same_work(summary, mine), None)
-    if not found:
+    counterpart = mine and next(same_work(summary, mine), None)
+    if not counterpart:
         yield ("text", "No committed run served what this checkout did." if mine else
                "Not measured yet. `make reproduce` runs the pipeline.")  # fmt: skip
     else:
-        name, pairs = found
+        name, pairs = counterpart
         ratios = "; ".join(ratios_beside(mine, summary["runs"][name]["experiments"]["base"], name))
         yield (
             "text",

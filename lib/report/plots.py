@@ -205,10 +205,12 @@ def estimates(name, series):
     levels = sorted({point["concurrency"] for entry in series for point in entry["points"]})
     for number, entry in enumerate(series):
         style = look(number)
-        users, rates = zip(*[(one["concurrency"], one["tokens_per_second"]) for one in entry["points"]], strict=True)
+        users, rates = zip(
+            *[(point["concurrency"], point["tokens_per_second"]) for point in entry["points"]], strict=True
+        )
         if entry["kind"] == "estimated":
             axes.plot(users, rates, ":", markerfacecolor="none", label=entry["label"], **style)
-            ends = [[one[end] for one in entry["points"]] for end in ("low", "high")]
+            ends = [[point[end] for point in entry["points"]] for end in ("low", "high")]
             axes.fill_between(users, *ends, color=style["color"], alpha=0.12, linewidth=0)
         else:
             axes.plot(users, rates, linestyle="none", label=entry["label"], **style)

@@ -30,10 +30,10 @@ def found_in(ledger, file):
     return [(name, data) for name, folder, _ in folders(ledger) if (data := optional(folder / file))]
 
 
-def best_spoken(found):
+def best_spoken(runs):
     """The (run, data) of this checkout, else of the committed run that learned the voice, else the first; or None."""
     order = {OWN_RUN: 0, VOICE: 1}
-    return min(found, key=lambda pair: order.get(pair[0], 2), default=None)
+    return min(runs, key=lambda pair: order.get(pair[0], 2), default=None)
 
 
 def variants(folder):

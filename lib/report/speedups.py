@@ -157,7 +157,7 @@ def worth(data):
 def together(name, data):
     """Many prompts at once: Transformers in batches of both kinds against vLLM."""
     systems = data["systems"]
-    known = [one for one in systems if not one["not_measured"]]
+    known = [system for system in systems if not system["not_measured"]]
     yield ("heading", 3, f"Many prompts at once: {name}")
     if not known:
         yield ("text", "Not measured: `speedups.batch_systems` in params.yaml is empty.")
@@ -171,15 +171,15 @@ def together(name, data):
     )
     rows = [
         [
-            one["system"],
-            show(one.get("tokens_per_second")) if not one["not_measured"] else f"— ({one['not_measured']})",
-            span(one.get("interval")),
-            times(one.get("over_static")),
-            *(show(one.get(key)) for key in ("tokens", "computed_tokens")),
-            "—" if one["not_measured"] else show(1000 * one["cpu_seconds_per_token"]),
-            show(one.get("peak_mib") and round(one["peak_mib"])),
+            system["system"],
+            show(system.get("tokens_per_second")) if not system["not_measured"] else f"— ({system['not_measured']})",
+            span(system.get("interval")),
+            times(system.get("over_static")),
+            *(show(system.get(key)) for key in ("tokens", "computed_tokens")),
+            "—" if system["not_measured"] else show(1000 * system["cpu_seconds_per_token"]),
+            show(system.get("peak_mib") and round(system["peak_mib"])),
         ]
-        for one in systems
+        for system in systems
     ]
     yield (
         "table",
@@ -191,15 +191,15 @@ def together(name, data):
 def bars(name, data, published):
     """Two panels of grouped bars: tokens/s, and times doing nothing in the same variant; over the writeup's methods and
     what was measured besides."""
-    variants = {variant: found for variant in ("published", "corrected") if (found := measured(data, variant))}
-    methods = list(dict.fromkeys([*published, *(method for found in variants.values() for method in found)]))
+    variants = {variant: rows for variant in ("published", "corrected") if (rows := measured(data, variant))}
+    methods = list(dict.fromkeys([*published, *(method for rows in variants.values() for method in rows)]))
     speeds = {"writeup": published} | {
-        variant: {method: row["tokens_per_second"] for method, row in found.items()}
-        for variant, found in variants.items()
+        variant: {method: row["tokens_per_second"] for method, row in rows.items()}
+        for variant, rows in variants.items()
     }
     ratios = {"writeup": {method: {"ratio": value / published["none"]} for method, value in published.items()}} | {
-        variant: {method: row["over_none"] for method, row in found.items() if row["over_none"]}
-        for variant, found in variants.items()
+        variant: {method: row["over_none"] for method, row in rows.items() if row["over_none"]}
+        for variant, rows in variants.items()
     }
     figure, panels = canvas.new_figure(1.2 * len(methods), panels=2)
     width = 0.26
@@ -208,15 +208,17 @@ def bars(name, data, published):
         label = "the writeup's figures" if variant == "writeup" else f"here, {variant}"
         places = [place + (number - (len(speeds) - 1) / 2) * width for place in range(len(methods))]
         for axes, values in zip(
-            panels, (speeds[variant], {method: one["ratio"] for method, one in ratios[variant].items()}), strict=True
+            panels,
+            (speeds[variant], {method: ratio["ratio"] for method, ratio in ratios[variant].items()}),
+            strict=True,
         ):
             axes.barh(
                 places, [values.get(method, 0) for method in methods], height=width, color=colours[variant], label=label
             )
         for place, method in zip(places, methods, strict=True):
-            one = ratios[variant].get(method, {})
-            if one.get("low") is not None and method != "none":
-                panels[1].plot([one["low"], one["high"]], [place, place], color=canvas.TEXT, linewidth=1)
+            ratio = ratios[variant].get(method, {})
+            if ratio.get("low") is not None and method != "none":
+                panels[1].plot([ratio["low"], ratio["high"]], [place, place], color=canvas.TEXT, linewidth=1)
     for axes in panels:
         axes.set_yticks(range(len(methods)), methods)
         axes.invert_yaxis()

@@ -50,13 +50,13 @@ def cells(row, columns):
 def streaming(ledger):
     """The writeup's prompts by every client of every server, and what one BLS instance does."""
     yield ("heading", 2, "Streaming")
-    found = list(of_runs(ledger, "streaming"))
-    if not found:
+    runs = list(of_runs(ledger, "streaming"))
+    if not runs:
         yield not_measured("make streaming")
         return
     yield ("text", "Medians of each prompt's repeats; a client without a first token does not stream.")
     rows, cases = [], []
-    for name, data in found:
+    for name, data in runs:
         for client in CLIENTS:
             rows += [[name, data["engine"], client, row["prompt"], *cells(row, PROMPT)] for row in data.get(client, [])]
         cases += [
@@ -76,8 +76,8 @@ def streaming(ledger):
 def multilora(ledger):
     """Did each request get its own adapter, and what do adapters cost?"""
     yield ("heading", 2, "Several adapters")
-    found = list(of_runs(ledger, "multilora"))
-    if not found:
+    runs = list(of_runs(ledger, "multilora"))
+    if not runs:
         yield not_measured("make multilora")
         return
     yield (
@@ -87,7 +87,7 @@ def multilora(ledger):
         "compute a request alike in every batch; as served, a batch may change the last bits.",
     )
     rows, points = [], []
-    for name, data in found:
+    for name, data in runs:
         for precision, proof in data["proof"].items():
             rows.append([name, data["engine"], precision, *proof_cells(proof)])
         points += [[name, row["variant"], row["popularity"] or "—", *cells(row, POINT)] for row in data["points"]]
@@ -98,7 +98,7 @@ def multilora(ledger):
     yield ("heading", 3, "What adapters cost")
     sizes = "; ".join(
         f"{name}: {data['trained_adapter_bytes'] / 1e6:,.1f} MB beside {data['base_model_bytes'] / 1e6:,.0f} MB"
-        for name, data in found
+        for name, data in runs
         if data["points"]
     )
     yield (
@@ -107,7 +107,7 @@ def multilora(ledger):
         "name no adapter; the adapters have random weights. A trained adapter's file beside the base model's: "
         f"{sizes}.",
     )
-    for name, data in found:
+    for name, data in runs:
         if len({row["adapters"] for row in data["points"]} - {0}) > 2:
             figure = slug("adapters", name)
             caption = (

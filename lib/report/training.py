@@ -41,9 +41,9 @@ def finetuning(ledger, claims):
     rows = published_training(claims)
     measured = False
     for name, folder, _ in folders(ledger):
-        found = variants(folder)
-        measured |= bool(found)
-        for variant, metrics in found.items():
+        by_variant = variants(folder)
+        measured |= bool(by_variant)
+        for variant, metrics in by_variant.items():
             if "-memory-" in variant:  # a few steps for the table of predicted memory
                 continue
             cells = [show(metrics.get(key)) for key in TRAINING.values()]
@@ -53,13 +53,13 @@ def finetuning(ledger, claims):
         yield not_measured("dvc repro finetune@lora finetune@qlora")
     yield ("table", ["run", "variant", "model", *TRAINING, "peak MiB"], rows)
     for name, folder, _ in folders(ledger):
-        found = variants(folder)
-        yield from loss_figures(name, folder, found)
-        yield from speed(name, found)
-        yield from scaling(name, folder, found)
-        yield from seeds(name, folder, found)
-        yield from templates(name, folder, found)
-        yield from proven(name, found)
+        by_variant = variants(folder)
+        yield from loss_figures(name, folder, by_variant)
+        yield from speed(name, by_variant)
+        yield from scaling(name, folder, by_variant)
+        yield from seeds(name, folder, by_variant)
+        yield from templates(name, folder, by_variant)
+        yield from proven(name, by_variant)
 
 
 def published_training(claims):
@@ -73,21 +73,21 @@ def published_training(claims):
     return rows
 
 
-def loss_figures(name, folder, found):
+def loss_figures(name, folder, by_variant):
     """One figure for all variants of equally many steps: the learning rate's course depends on their number."""
-    by_steps, apart = {}, set_apart(found)
-    for variant, metrics in found.items():
+    by_steps, apart = {}, set_apart(by_variant)
+    for variant, metrics in by_variant.items():
         if variant not in apart and not packs(metrics) and (rows := steps_of(folder, variant)):
             by_steps.setdefault(metrics.get("optimizer_steps"), {})[variant] = rows
     for steps, curves in by_steps.items():
         figure = slug(f"loss-{steps}", name)
-        random = any(found[variant].get("weights") == "random" for variant in curves)
+        random = any(by_variant[variant].get("weights") == "random" for variant in curves)
         meaning = " Random weights: only the curves' agreement means something." if random else ""
         caption = f"Training and validation loss over {show(steps)} steps: {name}.{meaning}"
         yield ("figure", figure, plots.losses(figure, curves), caption)
 
 
-def templates(name, folder, found):
+def templates(name, folder, by_variant):
     """One row of the data under the writeup's string and under the corrected one, and what each training learned."""
     data = optional(folder / "dataset/metrics.json")
     samples, template = data.get("sample", {}), data.get("template")
@@ -99,7 +99,7 @@ def templates(name, folder, found):
         ids = samples[key]["token_ids"]
         losses = [
             f"{variant} {show(metrics.get('eval_loss_best'))}"
-            for variant, metrics in found.items()
+            for variant, metrics in by_variant.items()
             if metrics.get("settings", {}).get("template") == string
             and variant.lstrip("q").removeprefix("lora") in RECIPES
         ]
@@ -109,18 +109,18 @@ def templates(name, folder, found):
     yield ("table", ["template", "leading BOS", "first token ids", "text", "best validation loss"], rows)
 
 
-def proven(name, found):
+def proven(name, by_variant):
     """What the settings did, read from the trainer before the first step."""
     rows = [
         [variant, *(show(metrics["proofs"].get(key)) for key in PROOFS.values())]
-        for variant, metrics in found.items()
+        for variant, metrics in by_variant.items()
         if "proofs" in metrics
     ]
     if not rows:
         return
     inner = [("table", ["variant", *PROOFS], rows)]
     if any(m["proofs"].get("checkpointing_modules") and not m["proofs"].get("trainer_says_checkpointing", True)
-           for m in found.values() if "proofs" in m):  # fmt: skip
+           for m in by_variant.values() if "proofs" in m):  # fmt: skip
         why = (
             "The trainer says no under QLoRA although checkpointing is on: TRL 0.25 hands the setting to peft, which "
             "switches it on in the modules, and then clears its own flag. The modules count."

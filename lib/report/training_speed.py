@@ -9,20 +9,20 @@ from lib.report.result_files import slug
 from lib.report.training_variants import RECIPES, STOPPING, gpu_groups, groups, packs, recipe_of, set_apart, steps_of
 
 
-def speed(name, found):
+def speed(name, by_variant):
     """The faster variants beside the recipe of the same run: one machine, the same rows, the same updates."""
     rows, differences = [], []
-    apart = set_apart(found)
+    apart = set_apart(by_variant)
     for method in ("lora", "qlora"):
-        recipe = recipe_of(found, method)
-        for variant, metrics in found.items():
+        recipe = recipe_of(by_variant, method)
+        for variant, metrics in by_variant.items():
             suffix = variant.removeprefix(method)
             faster = variant.startswith(method) and suffix not in RECIPES and not suffix.startswith("-memory")
             faster = faster and variant not in apart
             if recipe and (faster or variant == recipe):
-                rows.append([variant, *speed_cells(metrics, found[recipe])])
+                rows.append([variant, *speed_cells(metrics, by_variant[recipe])])
             if recipe and faster:
-                differences.append([variant, changed(metrics["settings"], found[recipe]["settings"])])
+                differences.append([variant, changed(metrics["settings"], by_variant[recipe]["settings"])])
     if not differences:
         return
     yield ("heading", 3, f"How fast: {name}")
@@ -72,17 +72,17 @@ def changed(settings, recipe):
     return ", ".join(f"{key} {recipe.get(key, '—')} → {settings[key]}" for key in keys)
 
 
-def scaling(name, folder, found):
+def scaling(name, folder, by_variant):
     """The same optimiser step on one GPU and on several."""
-    for group in gpu_groups(found):
-        one = next(iter(group.values()))
+    for group in gpu_groups(by_variant):
+        single = next(iter(group.values()))
         if not all(metrics["seconds_per_step_median"] for metrics in group.values()):
             continue
         yield ("heading", 3, f"On several GPUs: {name}")
-        exchanged = one["trainable_parameters"] * 4 / 1e6
+        rows, exchanged = single["proofs"]["effective_batch_rows"], single["trainable_parameters"] * 4 / 1e6
         yield (
             "text",
-            f"The same step of {one['proofs']['effective_batch_rows']} rows, shared out among the GPUs, each of which "
+            f"The same step of {rows} rows, shared out among the GPUs, each of which "
             "holds the whole model. Speed-up: the median step of one GPU over this one's; efficiency: the speed-up "
             "over the number of GPUs. The median passes over single slow steps (the slowest one after the first "
             "stands beside it); tokens/s and utilisation, from one log line to the next, count them. What the "
@@ -92,7 +92,7 @@ def scaling(name, folder, found):
         )
         header = ["variant", "GPUs", "s/step", "speed-up", "efficiency", "slowest step s", "tokens/s", "utilisation",
                   "tokens a GPU and step", "peak MiB of the first GPU"]  # fmt: skip
-        yield ("table", header, [scaling_row(folder, variant, metrics, one) for variant, metrics in group.items()])
+        yield ("table", header, [scaling_row(folder, variant, metrics, single) for variant, metrics in group.items()])
         keys = "seconds_per_step_median", "tokens_per_second_median"
         points = [(m["settings"].get("gpus", 1), *(m.get(key) for key in keys)) for m in group.values()]
         if all(rate for _, _, rate in points):
@@ -101,10 +101,10 @@ def scaling(name, folder, found):
             yield ("figure", figure, plots.scaling(figure, points), caption)
 
 
-def scaling_row(folder, variant, metrics, one):
-    """One number of GPUs as table cells; one: the metrics of a single GPU."""
+def scaling_row(folder, variant, metrics, single):
+    """One number of GPUs as table cells; single: the metrics of a single GPU."""
     gpus, step = metrics["settings"].get("gpus", 1), metrics["seconds_per_step_median"]
-    faster, used = one["seconds_per_step_median"] / step, metrics.get("utilisation")
+    faster, used = single["seconds_per_step_median"] / step, metrics.get("utilisation")
     tokens = metrics["trained_tokens"] and round(metrics["trained_tokens"] / metrics["optimizer_steps"] / gpus)
     slowest = max((row["seconds"] for row in steps_of(folder, variant)[1:] if row["seconds"]), default=None)
     return [
@@ -121,9 +121,9 @@ def scaling_row(folder, variant, metrics, one):
     ]
 
 
-def seeds(name, folder, found):
+def seeds(name, folder, by_variant):
     """The validation losses of the same fine-tuning with other seeds, and how far it is from the recipe."""
-    for group in groups(found, "seed"):
+    for group in groups(by_variant, "seed"):
         losses = {
             variant: {int(row["step"]): row["eval_loss"] for row in steps_of(folder, variant) if row["eval_loss"]}
             for variant in group
@@ -135,7 +135,7 @@ def seeds(name, folder, found):
         yield (
             "text",
             "Another seed draws another order of the rows, other first weights of the adapter and other dropout. "
-            "Spread: the largest loss less the smallest. " + from_recipe(folder, found, next(iter(group))),
+            "Spread: the largest loss less the smallest. " + from_recipe(folder, by_variant, next(iter(group))),
         )
         rows = [
             [variant, str(metrics["settings"]["seed"]), *(f"{losses[variant][step]:.3f}" for step in steps)]
@@ -147,21 +147,21 @@ def seeds(name, folder, found):
         yield ("table", header, rows)
 
 
-def from_recipe(folder, found, variant):
+def from_recipe(folder, by_variant, variant):
     """How far a variant's losses are from the recipe's with the same seed, where both took equally many steps."""
-    method, settings = found[variant]["method"], found[variant]["settings"]
-    recipe = recipe_of(found, method)
-    steps = found.get(recipe, {}).get("optimizer_steps")
-    for twin, metrics in found.items():
+    method, settings = by_variant[variant]["method"], by_variant[variant]["settings"]
+    recipe = recipe_of(by_variant, method)
+    steps = by_variant.get(recipe, {}).get("optimizer_steps")
+    for twin, metrics in by_variant.items():
         other = metrics.get("settings", {})
         same = metrics.get("method") == method and all(
             other.get(k) == settings[k] for k in settings if k not in STOPPING
         )
-        if not same or metrics["optimizer_steps"] != steps or other["seed"] != found[recipe]["settings"]["seed"]:
+        if not same or metrics["optimizer_steps"] != steps or other["seed"] != by_variant[recipe]["settings"]["seed"]:
             continue
-        ours, theirs = ({row["step"]: row["loss"] for row in steps_of(folder, one)} for one in (twin, recipe))
+        ours, theirs = ({row["step"]: row["loss"] for row in steps_of(folder, name)} for name in (twin, recipe))
         apart = max(abs(ours[step] - theirs[step]) for step in ours if ours[step] and theirs.get(step))
-        ends = [one["eval_loss_best"] for one in (metrics, found[recipe])]
+        ends = [run["eval_loss_best"] for run in (metrics, by_variant[recipe])]
         return (
             f"Over the recipe's own {steps} steps, with its seed, {twin} ends {abs(ends[0] - ends[1]):.3f} from it "
             f"(validation loss {ends[0]:.3f}, recipe {ends[1]:.3f}), and no step's training loss is further than "

@@ -16,35 +16,35 @@ def packs(metrics):
     return metrics.get("settings", {}).get("packing", 0) > 0
 
 
-def recipe_of(found, method):
+def recipe_of(by_variant, method):
     """The variant of a run that is the recipe itself, whole or stopped early; None without one."""
-    return next((f"{method}{end}" for end in ("-short", "-published", "") if f"{method}{end}" in found), None)
+    return next((f"{method}{end}" for end in ("-short", "-published", "") if f"{method}{end}" in by_variant), None)
 
 
-def groups(found, first, *others):
+def groups(by_variant, first, *others):
     """Lists of variants of one method, as {variant: metrics}, that differ in the settings named and in no other; no two
     of a list have the same `first`, and it stands in its order."""
     by_rest = {}
-    for variant, metrics in found.items():
+    for variant, metrics in by_variant.items():
         settings = {"gpus": 1, "sharded": False} | metrics.get("settings", {})  # runs before there were these settings
         if first not in settings or "proofs" not in metrics:
             continue
         rest = {key: value for key, value in settings.items() if key not in (first, *others)}
         key = repr([metrics["method"], metrics["proofs"]["effective_batch_rows"], sorted(rest.items())])
         by_rest.setdefault(key, {}).setdefault(settings[first], variant)
-    return [{of[n]: found[of[n]] for n in sorted(of)} for of in by_rest.values() if len(of) > 1]
+    return [{of[n]: by_variant[of[n]] for n in sorted(of)} for of in by_rest.values() if len(of) > 1]
 
 
-def gpu_groups(found):
+def gpu_groups(by_variant):
     """Groups of the same step on one GPU and on several."""
-    several = groups(found, "gpus", "micro_batch", "accumulation")
+    several = groups(by_variant, "gpus", "micro_batch", "accumulation")
     return [group for group in several if next(iter(group.values()))["settings"].get("gpus", 1) == 1]
 
 
-def set_apart(found):
+def set_apart(by_variant):
     """The variants with a table of their own: one step on one GPU and on several, and the same with other seeds."""
-    several = {variant for group in gpu_groups(found) for variant in group}
-    return several | {variant for group in groups(found, "seed") for variant in list(group)[1:]}
+    several = {variant for group in gpu_groups(by_variant) for variant in group}
+    return several | {variant for group in groups(by_variant, "seed") for variant in list(group)[1:]}
 
 
 def steps_of(folder, variant):

@@ -37,18 +37,24 @@ def read_metrics(server, names):
 def sums(text, names):
     """Prometheus text -> our name -> the sum over all labels of the metric.
 
-    A metric that is not there, or is no finite number, is left out, and all are where the text is malformed: unknown in
-    the validity checks.
+    A metric that is not there, or is no finite number, is left out: unknown in the validity checks.
+    """
+    samples = read_samples(text)
+    values = {
+        name: [sample.value for sample in samples if sample.name in (metric, f"{metric}_total")]
+        for name, metric in names.items()
+    }
+    return {name: sum(numbers) for name, numbers in values.items() if numbers and math.isfinite(sum(numbers))}
+
+
+def read_samples(text):
+    """Every sample of a Prometheus text, with its name, labels and value; an empty list where the text is malformed.
+
+    The parser adds _total to the name of a counter that lacks it.
     """
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
-        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     except ValueError:
-        return {}
-    # The parser adds _total to the name of a counter that lacks it.
-    values = {
-        name: [each.value for each in samples if each.name in (metric, f"{metric}_total")]
-        for name, metric in names.items()
-    }
-    return {name: sum(numbers) for name, numbers in values.items() if numbers and math.isfinite(sum(numbers))}
+        return []

@@ -41,7 +41,7 @@ class FirstToken:
 
 def leave_a_core():
     """As vLLM's CPU build: one core is left to all else. With none left, every step waits for the thread that another
-    process has pushed aside, and takes ten times as long."""
+    process has pushed aside."""
     import torch
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))

@@ -8,9 +8,9 @@ tokenised again, and every token reaches the client the moment it is made, which
 not (half of a character waits for the other half, two tokens may be spelt as one).
 
 Why not always dummy weights: vLLM 0.25 to 0.32 draw every floating point tensor from +-0.001, norms and biases too, and
-leave packed 4-bit weights as they find the memory. In a mixture of experts the router's bias then outweighs what the
-token adds by 30 to 1: nearly all tokens go to the same experts, few experts are read, and a large batch is faster than
-any real model could be. Here norms are 1, biases 0 and matrices normal, which routes almost evenly (a test holds it).
+leave packed 4-bit weights as they find the memory. In a mixture of experts the router's bias then far outweighs what
+the token adds: nearly all tokens go to the same experts, few experts are read, and a large batch is faster than any
+real model could be. Here norms are 1, biases 0 and matrices normal, which routes almost evenly (a test holds it).
 """
 
 import json

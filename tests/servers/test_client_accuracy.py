@@ -85,8 +85,8 @@ def test_an_answer_is_one_chunk_a_token_then_usage_then_the_end(mock):
     talk(connection, "POST", "/mock", {"ttft_ms": 1, "itl_ms": 1})
     usage = {"stream_options": {"include_usage": True}}
     *tokens, counts, done = events(talk(connection, "POST", "/v1/completions", completion("prompt 3", 5, **usage)))
-    assert [json.loads(one)["choices"][0]["text"] for one in tokens] == [" the"] * 5
-    assert [json.loads(one)["choices"][0]["finish_reason"] for one in tokens] == [None] * 4 + ["length"]
+    assert [json.loads(event)["choices"][0]["text"] for event in tokens] == [" the"] * 5
+    assert [json.loads(event)["choices"][0]["finish_reason"] for event in tokens] == [None] * 4 + ["length"]
     assert json.loads(counts)["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     assert done == "[DONE]"
     # The same connection, a prompt in a list of one as genai-perf sends it, and no usage asked for.
@@ -96,18 +96,18 @@ def test_an_answer_is_one_chunk_a_token_then_usage_then_the_end(mock):
 def test_lateness_is_measured_from_each_tokens_deadline(mock):
     connections = [http.client.HTTPConnection("127.0.0.1", 8000) for _ in range(3)]
     talk(connections[0], "POST", "/mock", {"ttft_ms": 30, "itl_ms": 10})
-    for n, one in enumerate(connections):  # at once: none is answered yet
-        one.request("POST", "/v1/completions", json.dumps(completion(f"prompt {n}", 8)))
-    for one in connections:
-        one.getresponse().read()
+    for n, connection in enumerate(connections):  # at once: none is answered yet
+        connection.request("POST", "/v1/completions", json.dumps(completion(f"prompt {n}", 8)))
+    for connection in connections:
+        connection.getresponse().read()
     requests = json.loads(talk(connections[0], "GET", "/mock"))
     assert len(requests) == 3
-    for one in requests:
-        assert one["due"] == pytest.approx([one["arrived"] + 0.03 + 0.01 * n for n in range(8)])
+    for request in requests:
+        assert request["due"] == pytest.approx([request["arrived"] + 0.03 + 0.01 * n for n in range(8)])
         assert all(
-            written >= due - 1e-6 for written, due in zip(one["written"], one["due"], strict=True)
+            written >= due - 1e-6 for written, due in zip(request["written"], request["due"], strict=True)
         )  # never early
-    late = [1000 * (w - d) for one in requests for w, d in zip(one["written"], one["due"], strict=True)]
+    late = [1000 * (w - d) for request in requests for w, d in zip(request["written"], request["due"], strict=True)]
     assert lateness(requests)["max"] == max(late)
 
 
@@ -115,10 +115,10 @@ def test_a_new_timing_clears_the_recorded_requests(mock):
     connection = http.client.HTTPConnection("127.0.0.1", 8000)
     talk(connection, "POST", "/mock", {"ttft_ms": 0, "itl_ms": 0})
     talk(connection, "POST", "/v1/completions", completion("four words of text", 2, min_tokens=2, ignore_eos=True))
-    (one,) = json.loads(talk(connection, "GET", "/mock"))
+    (request,) = json.loads(talk(connection, "GET", "/mock"))
     asked = {"max_tokens": 2, "min_tokens": 2, "ignore_eos": True, "temperature": None, "stream": True}
-    assert {name: one[name] for name in asked} == asked
-    assert one["prompt_tokens"] == 5  # the BOS too
+    assert {name: request[name] for name in asked} == asked
+    assert request["prompt_tokens"] == 5  # the BOS too
     talk(connection, "POST", "/mock", {"ttft_ms": 0, "itl_ms": 0})
     assert json.loads(talk(connection, "GET", "/mock")) == []
 
@@ -129,7 +129,8 @@ def test_warm_up_sends_no_prompt_that_is_measured_later(mock):
     load = replace(LOAD, prompts=mock / "prompts.jsonl", warmup=3, input_tokens=3, output_tokens=4)
     warm_up(load)
     sent = json.loads(talk(connection, "GET", "/mock"))
-    assert [(one["max_tokens"], one["min_tokens"], one["ignore_eos"]) for one in sent] == [(4, 4, True)] * 3
+    keys = ("max_tokens", "min_tokens", "ignore_eos")
+    assert [tuple(request[key] for key in keys) for request in sent] == [(4, 4, True)] * 3
     # They are none of the 8 that a client would send first.
     reasons = wrong(load, sent)
     assert "3 prompts are not among the file's first 8" in reasons
@@ -177,17 +178,17 @@ def test_every_client_sends_each_prompt_once_at_its_length(name, load):
 
 @pytest.mark.parametrize("name", CLIENTS)
 def test_the_error_is_the_reported_minus_the_true_value(name, load):
-    said = CLIENTS[name].read(RECORDED / FOLDERS[name])
-    one = judge_run(load, said, {"wall": 9.0, "client_cpu": 2.0}, recorded(name, "mock.json"))
-    assert one["valid"] and set(one["error"]) == set(COMPARED)
+    reported = CLIENTS[name].read(RECORDED / FOLDERS[name])
+    run = judge_run(load, reported, {"wall": 9.0, "client_cpu": 2.0}, recorded(name, "mock.json"))
+    assert run["valid"] and set(run["error"]) == set(COMPARED)
     for key in COMPARED:
-        if said[key] is None:
-            assert one["error"][key] is None and one["error_percent"][key] is None
+        if reported[key] is None:
+            assert run["error"][key] is None and run["error_percent"][key] is None
         else:
-            assert one["error"][key] == said[key] - one["known"][key]
+            assert run["error"][key] == reported[key] - run["known"][key]
     # A client cannot see a first token before it was written.
-    assert one["error"]["ttft_ms_avg"] > 0
-    assert one["seconds"]["overhead"] == 9.0 - one["seconds"]["load"]
+    assert run["error"]["ttft_ms_avg"] > 0
+    assert run["seconds"]["overhead"] == 9.0 - run["seconds"]["load"]
 
 
 def without_last(seen):
@@ -216,9 +217,9 @@ def changed(**more):
     ],
 )
 def test_a_run_with_another_load_is_invalid_with_a_reason(how, reason, load):
-    said = CLIENTS["AIPerf"].read(RECORDED / "aiperf")
-    one = judge_run(load, said, {"wall": 9.0, "client_cpu": 2.0}, how(recorded("AIPerf", "mock.json")))
-    assert not one["valid"] and reason in one["invalid_reasons"]
+    reported = CLIENTS["AIPerf"].read(RECORDED / "aiperf")
+    run = judge_run(load, reported, {"wall": 9.0, "client_cpu": 2.0}, how(recorded("AIPerf", "mock.json")))
+    assert not run["valid"] and reason in run["invalid_reasons"]
 
 
 def test_the_clients_take_turns_so_that_a_drift_hits_all_of_them():
@@ -230,9 +231,9 @@ def test_the_clients_take_turns_so_that_a_drift_hits_all_of_them():
 def test_the_server_count_decides_if_the_load_is_valid():
     before = {"requests": 2, "input_tokens": 128, "output_tokens": 64, "ttft_seconds": 1.0, "request_seconds": 4.0}
     after = {"requests": 10, "input_tokens": 640, "output_tokens": 320, "ttft_seconds": 1.8, "request_seconds": 12.0}
-    found = server_counts(LOAD, before, after)
-    assert found["valid"] and found["server"]["ttft_ms_avg"] == pytest.approx(100)
-    assert found["server"]["request_latency_ms_avg"] == 1000
+    counts = server_counts(LOAD, before, after)
+    assert counts["valid"] and counts["server"]["ttft_ms_avg"] == pytest.approx(100)
+    assert counts["server"]["request_latency_ms_avg"] == 1000
     short = server_counts(LOAD, before, after | {"output_tokens": 300})
     assert short["invalid_reasons"] == ["the server counted 29.5 output_tokens, 32 were asked for"]
     unknown = server_counts(LOAD, {}, {})
@@ -285,7 +286,7 @@ def test_the_report_names_each_metric_as_each_client_does():
     (tpot,) = (row for row in names if row[0] == "`tpot_ms`")
     assert tpot[2:] == ["Inter Token Latency", "TPOT", "Inter Token Latency"]
     data = json.loads((REFERENCE / "client_accuracy/client_accuracy.json").read_text())
-    both = [one["error"]["ttft_ms_avg"] for one in data["mock"] if one["client"] == "AIPerf"][:2]
+    both = [run["error"]["ttft_ms_avg"] for run in data["mock"] if run["client"] == "AIPerf"][:2]
     (row,) = (row for row in errors if row[1:3] == [errors[0][1], "AIPerf"])
     assert row[3] == f"{sum(both) / 2:+.2f}"
     assert "The load clients: mine" in to_html("a", "", blocks, ()) and "whose" in to_markdown("a", blocks).lower()

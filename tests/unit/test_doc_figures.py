@@ -104,7 +104,7 @@ def benchmarks():
         f"{limits('h100-limits')['flops_per_second'] / 1e12:.0f} TFLOP/s"
     )
     yield "serving points with 4-bit weights reach {:.0f} to {:.0f} % of what they allow".format(
-        *(100 * f(one["share"] for one in summary()["published"]["points"] if one["share"]) for f in (min, max))
+        *(100 * f(point["share"] for point in summary()["published"]["points"] if point["share"]) for f in (min, max))
     )
     yield (
         f"is {times('h200-studies-100', 'vllm'):.1f} times as fast in vLLM as in plain "
@@ -305,7 +305,7 @@ def h200():
     reads = [limits(f"h200-{name}")["bytes_per_second"] / 1e12
              for name in ("vllm", "search", "search-fp8", "lengths", "published", "tensor-parallel")]  # fmt: skip
     yield f"(our H200s: {min(reads):.2f} to {max(reads):.2f} TB/s"
-    values, shares = printed(), [percent(one["share"]) for one in summary()["published"]["points"]]
+    values, shares = printed(), [percent(point["share"]) for point in summary()["published"]["points"]]
     yield f"Triton's {values['stream-c1-throughput']:.0f} tokens/s for one user are {shares[0]}"
     yield f"its {values['triton-throughput']:,.0f} for 16 users {shares[2]}; vLLM's "
     yield f"{values['triton-vllm-throughput']:.0f} are {shares[3]} with a 16-bit cache"
@@ -323,12 +323,12 @@ def h200():
     yield "the weights that it reads are {:.1f}, {:.1f} and {:.1f} GB".format(*reads)
     yield f"its validation loss is {abs(ends[0] - ends[1]):.3f} away"
     alone, many = (reported(users) for users in (1, 16))
-    for one in (alone, many):
-        assert one["vllm bench serve"][1:] == pytest.approx(one["AIPerf"][1:], rel=0.01)
+    for numbers in (alone, many):
+        assert numbers["vllm bench serve"][1:] == pytest.approx(numbers["AIPerf"][1:], rel=0.01)
     yield f"but for a first token among 16 users ({100 * (many['vllm bench serve'][0] / many['AIPerf'][0] - 1):.0f} %)"
     more = [
-        one["genai-perf"][-1] / one[client][-1] - 1
-        for one in (alone, many)
+        numbers["genai-perf"][-1] / numbers[client][-1] - 1
+        for numbers in (alone, many)
         for client in ("vllm bench serve", "AIPerf")
     ]
     yield f"says {100 * min(more):.0f} to {100 * max(more):.0f} % more tokens/s"
@@ -547,8 +547,8 @@ def readme():
     assert style["style_differs"]["lora_minus_qlora"] == 0 and len(style["measures"]) - 1 == 8
     yield f"(small model, {style['prompts']} prompts)"
     rows = data("embedded-persona/bench_vllm_vs_trtllm/comparison.json")["ratios"]
-    one, four = (row[RATE] for row in rows if row["experiment"] == "base")
-    yield f"{one['ratio']:.2f} [{one['low']:.2f}, {one['high']:.2f}] of its tokens/s for one user"
+    alone, four = (row[RATE] for row in rows if row["experiment"] == "base")
+    yield f"{alone['ratio']:.2f} [{alone['low']:.2f}, {alone['high']:.2f}] of its tokens/s for one user"
     yield f"{four['ratio']:.2f} [{four['low']:.2f}, {four['high']:.2f}] for four"
     minutes, seconds = re.search(r"took (\d+) min (\d+) s", note("embedded-persona")).groups()
     yield f"takes about {int(minutes) + int(seconds) / 60:.0f} minutes"

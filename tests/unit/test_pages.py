@@ -43,7 +43,7 @@ def settled(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(settled):
+def tables(settled):
     """Every table as a fresh clone makes it."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(REPO)
@@ -51,20 +51,20 @@ def made(settled):
 
 
 @each_page
-def test_a_page_shows_its_tables_as_make_report_writes_them(page, made):
+def test_a_page_shows_its_tables_as_make_report_writes_them(page, tables):
     text = page.read_text()
-    assert pages.fill_page(text, made, page) == text, "run: make report"
+    assert pages.fill_page(text, tables, page) == text, "run: make report"
 
 
-def test_every_table_stands_on_a_page(made):
-    assert made.keys() == {name for page in PAGES for _, name, _ in pages.BLOCK.findall(page.read_text())}
+def test_every_table_stands_on_a_page(tables):
+    assert tables.keys() == {name for page in PAGES for _, name, _ in pages.BLOCK.findall(page.read_text())}
 
 
-def test_every_claim_stands_on_its_writeups_page(made):
+def test_every_claim_stands_on_its_writeups_page(tables):
     writeups, claims = load_claims(REPO / "data/claims")
     for writeup in writeups:
         mine = [claim for claim in claims if claim.writeup == writeup["id"]]
-        text = made[f"claims-{writeup['id']}"]
+        text = tables[f"claims-{writeup['id']}"]
         assert text.startswith(f"{len(mine)} claims: ")
         assert text.count("\n| ") - 2 * text.count("\n| claim |") == len(mine)
         assert all(claim.conditions in text for claim in mine)
@@ -165,20 +165,21 @@ def test_moved_verdicts_are_read_from_the_last_commit(tmp_path, monkeypatch):
 
 
 def test_a_discrepancy_names_its_file_or_why_it_stays():
-    ids = [one["id"] for one in ENTRIES]
+    ids = [entry["id"] for entry in ENTRIES]
     assert ids == [f"P{n}" for n in range(1, 23)] + [f"M{n}" for n in range(1, 19)]
-    for one in ENTRIES:
-        assert ("handled" in one) != ("as_published" in one), one["id"]
-        assert (REPO / one.get("handled", "README.md")).is_file(), one
+    for entry in ENTRIES:
+        assert ("handled" in entry) != ("as_published" in entry), entry["id"]
+        assert (REPO / entry.get("handled", "README.md")).is_file(), entry
 
 
 def test_every_remark_on_a_command_is_a_listed_discrepancy():
     written = yaml.safe_load((REPO / "tests/fixtures/writeup_commands.yaml").read_text())
-    assert {remark for line in written for remark in line.get("remarks", [])} - {one["id"] for one in ENTRIES} == set()
+    listed = {entry["id"] for entry in ENTRIES}
+    assert {remark for line in written for remark in line.get("remarks", [])} - listed == set()
 
 
-NOW = [line for steps in load_yaml(REPO / "data/then_and_now.yaml").values() for one in steps
-       for line in one["now"].splitlines()]  # fmt: skip
+NOW = [line for steps in load_yaml(REPO / "data/then_and_now.yaml").values() for step in steps
+       for line in step["now"].splitlines()]  # fmt: skip
 
 
 @pytest.mark.parametrize("line", NOW, ids=lambda line: Path(line.split()[line.startswith("python3")]).name)
@@ -251,7 +252,9 @@ def test_what_a_page_names_is_there(page):
 
 def commands(page):
     """The words of every dvc command of a page, in a block of code or inside a line."""
-    return [shlex.split(found) for found in re.findall(r"(?m)(?:`|^)containers/run venv:tools dvc ([^#`\n]+)", page)]
+    return [
+        shlex.split(command) for command in re.findall(r"(?m)(?:`|^)containers/run venv:tools dvc ([^#`\n]+)", page)
+    ]
 
 
 def test_dvc_commands_in_the_docs_name_existing_stages():
@@ -259,9 +262,9 @@ def test_dvc_commands_in_the_docs_name_existing_stages():
 
     graphs = {file: load_yaml(REPO / file)["stages"] for file in ("dvc.yaml", "studies/dvc.yaml")}
     params = load_yaml(REPO / "params.yaml")
-    found = [words for page in PAGES for words in commands(page.read_text())]
-    assert len(found) >= 10
-    for words in found:
+    dvc_commands = [words for page in PAGES for words in commands(page.read_text())]
+    assert len(dvc_commands) >= 10
+    for words in dvc_commands:
         given = parse_args(words)
         for target in getattr(given, "targets", None) or []:
             file, _, stage = target.rpartition(":")
