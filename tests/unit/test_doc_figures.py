@@ -370,6 +370,28 @@ def h100():
     costs = [1 - gptq(f"{server}-act", *where) / gptq(server, *where) for server, *where in (
         ("vllm-auto", "gptq-fast"), ("vllm-auto", "gptq"), ("vllm-auto", "gptq-newer", "h100-gptq-newer"))]  # fmt: skip
     yield f"costs {100 * min(costs):.0f} to {100 * max(costs):.0f} % where Machete runs"
+    for users, triton, vllm in served_on_h100():
+        yield (
+            f"| {users} | {whole_or_tenths(triton)} | {whole_or_tenths(vllm)} | {triton[RATE] / vllm[RATE]:.2f} "
+            f"| {triton['ttft_ms_p50']:.0f} ms | {vllm['ttft_ms_p50']:.0f} ms |"
+        )
+    first, second, third = next(served_on_h100())[1]["repeats"]
+    yield f"the first token took {third['ttft_ms_p50']:.0f} ms"
+    cold, colder, warm = (repeat["triton_preprocessing_ms"] for repeat in (second, first, third))
+    yield f"which took {colder:.0f} and {cold:.0f} ms a request there instead of {warm:.1f}"
+    queued = [repeat["triton_postprocessing_queue_ms"] / 1000 for repeat in list(served_on_h100())[2][1]["repeats"]]
+    yield f"spend {min(queued):.1f} to {max(queued):.1f} s"
+
+
+def served_on_h100():
+    """(users, Triton's point, vLLM's) of h100-triton."""
+    triton, vllm = (data(f"h100-triton/bench/base/{server}/points.json")["points"] for server in ("triton", "vllm"))
+    for behind, alone in zip(triton, vllm, strict=True):
+        yield behind["concurrency"], behind, alone
+
+
+def whole_or_tenths(point):
+    return f"{point[RATE]:,.1f}" if point[RATE] < 1000 else number(point[RATE])
 
 
 def five_speedups():
@@ -550,6 +572,8 @@ def readme():
     alone, four = (row[RATE] for row in rows if row["experiment"] == "base")
     yield f"{alone['ratio']:.2f} [{alone['low']:.2f}, {alone['high']:.2f}] of its tokens/s for one user"
     yield f"{four['ratio']:.2f} [{four['low']:.2f}, {four['high']:.2f}] for four"
+    _, sixteen, many = (triton[RATE] / vllm[RATE] for _, triton, vllm in served_on_h100())
+    yield f"7 B shape {sixteen:.2f} for 16 users, {many:.2f} for 64"
     minutes, seconds = re.search(r"took (\d+) min (\d+) s", note("embedded-persona")).groups()
     yield f"takes about {int(minutes) + int(seconds) / 60:.0f} minutes"
     yield f"and {load_yaml(REPO / 'params.yaml')['estimate']['disk_gb']:.0f} GB on two cores"
