@@ -59,7 +59,7 @@ def render(text, values, where):
 
 
 def vllm_version(image):
-    """The version of vLLM that an environment's lock file names, or that is installed here (host:)."""
+    """The version of vLLM in an environment's lock file; for host:, of the one installed on this machine."""
     if image == "host:" and (version := installed("vllm")):
         return version
     name = re.fullmatch(r"venv:([\w-]+)(@\w+)?", image)
@@ -68,7 +68,7 @@ def vllm_version(image):
     if not version:
         raise UserError(
             f"containers/images.yaml: triton is {image!r}; repository.engine vllm wants an environment with vLLM and a "
-            "tritonserver, venv:vllm or venv:vllm-cuda"
+            "tritonserver: venv:vllm, or host: on a machine that has both"
         )
     return version[1]
 

@@ -25,7 +25,7 @@ from lib.serving.load import warm_up
 from lib.serving.monitor import Monitor
 from lib.serving.process import launched, run_client, serving, session, wait_until_ready
 
-LEAST_RATE = 40  # output tokens a second: well below a 7 B model's at one user on an H100
+LEAST_RATE = 40  # output tokens a second: a quarter of a 7 B model's for a single user on an H100 (h100-triton)
 
 
 def key(p, name, images):

@@ -102,7 +102,7 @@ def scaling(name, folder, by_variant):
 
 
 def scaling_row(folder, variant, metrics, single):
-    """One number of GPUs as table cells; single: the metrics of a single GPU."""
+    """Table cells of a run on some number of GPUs; single: the metrics of the run on a single GPU."""
     gpus, step = metrics["settings"].get("gpus", 1), metrics["seconds_per_step_median"]
     faster, used = single["seconds_per_step_median"] / step, metrics.get("utilisation")
     tokens = metrics["trained_tokens"] and round(metrics["trained_tokens"] / metrics["optimizer_steps"] / gpus)

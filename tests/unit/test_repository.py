@@ -153,6 +153,18 @@ def test_a_parameter_that_cannot_be_built_is_one_line(made, parameters, message)
     assert only_error(made.done).startswith(f"error: params.yaml: {message}")
 
 
+def test_a_provisioned_machine_names_its_own_vllm(made, tmp_path):
+    metadata = "Metadata-Version: 2.1\nName: vllm\nVersion: 9.8.7\n"
+    write_files(tmp_path / "packages", {"vllm-9.8.7.dist-info/METADATA": metadata})
+    made.environment = {"PYTHONPATH": str(tmp_path / "packages")}
+    assert json.loads((made("base", "host:") / "repository.json").read_text())["engine"] == "vLLM 9.8.7"
+
+
+def test_a_machine_without_vllm_is_named(made):
+    made("base", "host:")
+    assert only_error(made.done).startswith("error: containers/images.yaml: triton is 'host:'; ")
+
+
 def test_an_environment_without_vllm_is_named(made):
     made("base", "venv:pytorch@0123456789ab")
     assert only_error(made.done).startswith("error: containers/images.yaml: triton is 'venv:pytorch@0123456789ab'; ")

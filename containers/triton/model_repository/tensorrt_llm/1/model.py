@@ -10,10 +10,8 @@ import itertools
 import json
 import locale
 import math
-import multiprocessing
 import os
 import shlex
-import shutil
 import threading
 from pathlib import Path
 
@@ -30,7 +28,7 @@ from vllm.usage.usage_lib import UsageContext  # noqa: E402
 from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 from vllm.v1.engine.async_llm import AsyncLLM  # noqa: E402
 
-# Older versions have no class for what the client did wrong; theirs are all ValueErrors.
+# vLLM 0.25 has no VLLMClientError: its VLLMValidationError is a ValueError.
 CLIENT_ERROR = getattr(exceptions, "VLLMClientError", ValueError)
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -192,7 +190,6 @@ def start_engine(words):
     # What has been imported here need not be imported again, which takes 5 s; vLLM itself takes "spawn" where a GPU is
     # already in use.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-    multiprocessing.set_executable(shutil.which("python3"))  # what "spawn" starts; this program is Triton's stub
     return AsyncLLM.from_vllm_config(config, usage_context=UsageContext.OPENAI_API_SERVER, disable_log_stats=True)
 
 
