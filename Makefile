@@ -4,7 +4,7 @@ TOOLS = containers/run venv:tools
 
 help:       ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/: .*## /\t/' | expand -t 18
-reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 8 to 15 minutes, no GPU. PROFILE=weightless|writeup: a GPU; VERBOSE=1: all output
+reproduce:  ## the whole pipeline, from dataset to verdicts; embedded: 8 to 19 minutes, no GPU. PROFILE=weightless|writeup: a GPU; VERBOSE=1: all output
 	@exec $(TOOLS) python -m tools.reproduce $(PROFILE)
 doctor:     ## seconds: what PROFILE=... needs and what this machine has, as a checklist
 	@$(TOOLS) python -m tools.doctor $(PROFILE)

@@ -25,6 +25,8 @@ from tools.dvc_command import mend_dvc
 from tools.profile import check_name, plan_profile, write_profile
 
 LOG_LINES = 15  # of a failed stage, shown on stderr
+STAGE_SECONDS = Path("data/stage_seconds.yaml")
+LEAST_SECONDS = 30  # of the table that must have run before the pace counts
 RUNNING, UNCHANGED = re.compile(r"Running stage '(.+)'"), re.compile(r"Stage '(.+)' didn't change")
 
 
@@ -33,6 +35,7 @@ class Progress(logging.Handler):
 
     def __init__(self, profile, names, minutes, verbose):
         super().__init__()
+        self.table = load_yaml(STAGE_SECONDS).get(profile, {})
         self.total, self.minutes, self.verbose = len(names), minutes, verbose
         self.logs, self.times = Path(".work") / profile / "logs", Path(".work") / profile / "stage_seconds.json"
         self.seconds = read_json(self.times) if self.times.exists() else {}
@@ -90,14 +93,9 @@ class Progress(logging.Handler):
         self.stage = None
 
     def left(self):
-        """The time left if all stages run, out of this checkout's last times or of the profile's estimate."""
-        if not self.names:
-            return ""
-        if all(name in self.seconds for name in self.names):
-            seconds = sum(self.seconds[name] for name in self.names)
-        else:
-            seconds = max(60 * self.minutes - (time.monotonic() - self.begun), 0)
-        return f", up to {max(round(seconds / 60), 1)} min left"
+        """The time left if all stages run, rounded up to minutes; empty if it is unknown."""
+        seconds = seconds_left(self.names, self.seconds, self.table, self.minutes)
+        return f", about {int(seconds // 60) + 1} min left" if seconds else ""
 
     def say(self, line):
         clear = "\r\033[K" if self.terminal.isatty() else ""
@@ -111,6 +109,25 @@ class Progress(logging.Handler):
                 width = os.get_terminal_size(self.terminal.fileno()).columns - 1
                 words = f"[{self.place:2} of {self.total}] {self.stage}: {lines[-1]}"[:width]
                 print(f"\r\033[K{words}", end="", file=self.terminal, flush=True)
+
+
+def seconds_left(names, seconds, table, minutes):
+    """
+    Seconds that the stages `names` will take, or None if a stage has no time.
+
+    seconds: {stage: seconds} of this checkout, its last times; they count first
+    table: {stage: seconds} of the reference machine, scaled by this machine's pace
+    minutes: the profile's estimate of a whole run, which gives the pace until LEAST_SECONDS of the table have run
+    """
+    if any(name not in seconds and name not in table for name in names):
+        return None
+    done = seconds.keys() & table.keys()
+    reference = sum(table[name] for name in done)
+    if reference >= LEAST_SECONDS:
+        pace = sum(seconds[name] for name in done) / reference
+    else:
+        pace = 60 * minutes / max(sum(table.values()), 1)
+    return sum(seconds[name] if name in seconds else pace * table[name] for name in names)
 
 
 def run_stages(profile, minutes):

@@ -391,6 +391,13 @@ def committed(name):
     return subprocess.run(["git", "show", f"HEAD:{name}"], cwd=REPO, capture_output=True, text=True).stdout
 
 
+def test_the_table_of_times_names_the_stages_of_the_graph(graphs):
+    main = load_yaml(REPO / "dvc.yaml")["stages"]
+    for profile, seconds in load_yaml(REPO / "data/stage_seconds.yaml").items():
+        names = {stage["name"] for stage in graphs[0][profile] if stage["name"].split("@")[0] in main}
+        assert seconds.keys() == names
+
+
 def test_the_committed_parameters_are_the_embedded_profile():
     if not committed("params.yaml"):
         pytest.skip("this is no git checkout")

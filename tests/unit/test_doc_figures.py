@@ -539,8 +539,14 @@ def fine_tuning():
     yield f"{run['optimizer_steps']} steps of {run['proofs']['effective_batch_rows']} rows"
 
 
+def slow_minutes():
+    """Minutes of a whole embedded run on the slower machine."""
+    return round(sum(load_yaml(REPO / "data/stage_seconds.yaml")["embedded"].values()) / 60)
+
+
 def getting_started():
     yield "a run took " + re.search(r"took (\d+ min \d+ s)", note("embedded-persona"))[1]
+    yield f"the stages took {slow_minutes()} minutes"
 
 
 def readme_ja():
@@ -583,7 +589,7 @@ def readme():
     ratios = [triton[RATE] / vllm[RATE] for _, triton, vllm in served_on_h100()]
     yield "the ratio is {:.2f} for 1 user, {:.2f} for 16 and {:.2f} for 64".format(*ratios)
     minutes, seconds = re.search(r"took (\d+) min (\d+) s", note("embedded-persona")).groups()
-    yield f"takes about {int(minutes) + int(seconds) / 60:.0f} minutes"
+    yield f"takes {int(minutes) + int(seconds) / 60:.0f} to {slow_minutes()} minutes"
     yield f"and {load_yaml(REPO / 'params.yaml')['estimate']['disk_gb']:.0f} GB on two cores"
     run = training("lora", "embedded-persona")
     yield f"SmolLM2 ({(run['all_parameters'] - run['trainable_parameters']) / 1e6:.0f} M parameters)"
