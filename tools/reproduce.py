@@ -93,9 +93,14 @@ class Progress(logging.Handler):
         self.stage = None
 
     def left(self):
-        """The time left if all stages run, rounded up to minutes; empty if it is unknown."""
+        """The time left if all stages run, rounded up to minutes.
+
+        A profile without a table counts its estimate down; empty once that is used up.
+        """
         seconds = seconds_left(self.names, self.seconds, self.table, self.minutes)
-        return f", about {int(seconds // 60) + 1} min left" if seconds else ""
+        if seconds is None:
+            seconds = 60 * self.minutes - (time.monotonic() - self.begun)
+        return f", about {int(seconds // 60) + 1} min left" if seconds > 0 else ""
 
     def say(self, line):
         clear = "\r\033[K" if self.terminal.isatty() else ""
