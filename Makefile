@@ -39,7 +39,7 @@ publish:    ## seconds: this checkout's run as results/reference/NAME=...
 	@$(TOOLS) python -m tools.publish $(NAME)
 check:      ## seconds: do dvc.yaml, params.yaml, profiles/, containers/ and stages/ agree?
 	@$(TOOLS) python -m pytest tests/graph/test_pipeline.py
-test:       ## 9 to 13 min, no GPU: all tests, with the real servers
+test:       ## 9 to 16 min, no GPU: all tests, with the real servers
 	@$(TOOLS) python -m pytest -n 2 --no-loadscope-reorder tests
 digests:    ## seconds, network: find the digests of the images that have none yet; no environment changes
 	@$(TOOLS) python -m tools.lock --digests
